@@ -1,0 +1,398 @@
+"""Configs: pages of Python that list every field once, and how runs keep them.
+
+A config file holds `get_config(arg=None)`, which returns an
+`ml_collections.ConfigDict`; the text after a colon, as in
+`configs/countdown.py:smoke`, is its `arg`. Any field can be overridden by
+`--config.a.b=value`. Unknown names and values of the wrong type end with one
+line that names the field and the nearest one there is.
+
+A command starts with `run(main)`: it parses the flags and turns a `UserError`
+into that one line and exit code 2. A run writes its resolved config to
+`manifest.json` with versions, commit and device, and a later run in the same
+workdir is compared with it.
+"""
+
+import ast
+import contextlib
+import difflib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import o1jax
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
+MANIFEST = "manifest.json"
+
+# Packages whose version can change what a run computes.
+PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "numpy",
+  "sentencepiece",
+)
+
+
+class UserError(ValueError):
+  """Bad input; the message is one line that says what to change."""
+
+
+@contextlib.contextmanager
+def user_input() -> Iterator[None]:
+  """Marks errors about values raised inside as the user's to mend."""
+  try:
+    yield
+  except (ValueError, OSError) as error:
+    raise UserError(str(error)) from error
+
+
+def load_config(
+  spec: str | os.PathLike, overrides: Sequence[str] = ()
+) -> "ConfigDict":
+  """Loads a config file and applies overrides.
+
+  Args:
+    spec: path of the file, or "path:arg".
+    overrides: texts "a.b=value", as after `--config.` on the command line.
+
+  Returns:
+    The config, locked: a field that is not there cannot be read or set.
+
+  Raises:
+    UserError: no such file, a bad `arg`, an unknown field or a wrong type.
+  """
+  path, _, arg = str(spec).partition(":")
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"there is no config file {path}")
+  module_spec = importlib.util.spec_from_file_location("o1jax_config", path)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  with user_input():
+    config = module.get_config(arg or None)
+  config.lock()
+  apply_overrides(config, overrides)
+  return config
+
+
+def apply_overrides(config: "ConfigDict", overrides: Sequence[str]) -> None:
+  """Sets fields of `config` from texts "a.b=value", in order.
+
+  The value is read as the type that the field has: true or false, a whole
+  number, a number, a text, or a tuple such as 2,4 or (2,4). A field that is
+  None takes any of them.
+
+  Raises:
+    UserError: an unknown field, a group of fields, or a wrong type.
+  """
+  from ml_collections import ConfigDict
+
+  for override in overrides:
+    name, equals, text = override.partition("=")
+    if not equals:
+      raise UserError(f"--config.{name} lacks its value: --config.{name}=...")
+    group, seen = config, []
+    *groups, field = name.split(".")
+    for word in [*groups, field]:
+      if not isinstance(group, ConfigDict):
+        raise UserError(
+          f"unknown config field {name}: {'.'.join(seen)} is a value"
+        )
+      if word not in group:
+        raise UserError(f"unknown config field {name}{_nearest(config, name)}")
+      seen.append(word)
+      parent, group = group, group[word]
+    if isinstance(group, ConfigDict):
+      raise UserError(
+        f"config field {name} is a group: set one of "
+        + ", ".join(f"{name}.{key}" for key in group)
+      )
+    parent[field] = _parse_value(name, text, group)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Fields by their full name: {"learn.batch_size": 64, ...}."""
+  fields = {}
+  for key, value in config.items():
+    if hasattr(value, "items"):
+      fields.update(flatten(value, f"{prefix}{key}."))
+    else:
+      fields[f"{prefix}{key}"] = value
+  return fields
+
+
+def make_manifest(config: "ConfigDict") -> dict[str, Any]:
+  """What a bug report asks first: config, versions, commit and device."""
+  import jax
+
+  versions = {"o1jax": o1jax.__version__, "python": platform.python_version()}
+  for package in PACKAGES:
+    versions[package] = importlib.metadata.version(package)
+  device = jax.devices()[0]
+  return {
+    "config": json.loads(json.dumps(config.to_dict())),
+    "versions": versions,
+    "git_hash": _git_hash(),
+    "device": {
+      "platform": device.platform,
+      "kind": device.device_kind,
+      "count": jax.device_count(),
+    },
+  }
+
+
+def open_workdir(workdir: str | os.PathLike, config: "ConfigDict") -> bool:
+  """Claims a workdir for a config, or checks that it is the config's own.
+
+  Args:
+    workdir: made if needed.
+    config: resolved config of this run.
+
+  Returns:
+    True where the workdir was claimed before, so that the run resumes.
+
+  Raises:
+    UserError: the workdir belongs to another config; names the fields that
+      differ. Or it holds files, but no manifest.
+  """
+  workdir = pathlib.Path(workdir)
+  if (workdir / MANIFEST).exists():
+    old = read_manifest(workdir)["config"]
+    new = json.loads(json.dumps(config.to_dict()))
+    differing = differing_fields(old, new)
+    if differing:
+      raise UserError(
+        f"{workdir} belongs to another config: "
+        + "; ".join(differing)
+        + ". Take another --workdir, or the old values"
+      )
+    return True
+  # A process killed in its first write leaves an unfinished manifest.
+  unfinished = MANIFEST + ".tmp"
+  if workdir.is_dir() and any(p.name != unfinished for p in workdir.iterdir()):
+    raise UserError(
+      f"{workdir} holds files but no {MANIFEST}: take an empty --workdir"
+    )
+  with user_input():
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(make_manifest(config), indent=2, sort_keys=True)
+    write_atomically(workdir / MANIFEST, text + "\n")
+  return False
+
+
+def read_manifest(workdir: str | os.PathLike) -> dict[str, Any]:
+  """Reads what `open_workdir` wrote.
+
+  Raises:
+    UserError: there is no manifest, or it is damaged.
+  """
+  path = pathlib.Path(workdir) / MANIFEST
+  try:
+    manifest = json.loads(path.read_text())
+  except OSError as error:
+    raise UserError(
+      f"{workdir} is not a workdir: it has no {MANIFEST}"
+    ) from error
+  except ValueError as error:
+    raise UserError(f"{path} is damaged: {error}") from error
+  if not isinstance(manifest, dict) or "config" not in manifest:
+    raise UserError(f"{path} is damaged: it holds no config")
+  return manifest
+
+
+def config_of_workdir(workdir: str | os.PathLike) -> "ConfigDict":
+  """The resolved config that a workdir was made with, locked."""
+  from ml_collections import ConfigDict
+
+  config = ConfigDict(_tuples(read_manifest(workdir)["config"]))
+  return config.lock()
+
+
+def differing_fields(
+  old: Mapping[str, Any], new: Mapping[str, Any]
+) -> list[str]:
+  """One text per field that differs: "learn.batch_size was 64, is 32"."""
+  old_fields, new_fields = flatten(old), flatten(new)
+  differing = []
+  for name in sorted(old_fields.keys() | new_fields.keys()):
+    was = repr(old_fields[name]) if name in old_fields else "absent"
+    now = repr(new_fields[name]) if name in new_fields else "absent"
+    if was != now:
+      differing.append(f"{name} was {was}, is {now}")
+  return differing
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+  """Writes a text file: after a crash it is there whole or as before."""
+  path = pathlib.Path(path)
+  unfinished = path.with_name(path.name + ".tmp")
+  with open(unfinished, "w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(unfinished, path)
+
+
+def define_config_flag() -> None:
+  """Defines `--config=path[:arg]`; `load_flag_config` reads it."""
+  from absl import flags
+
+  flags.DEFINE_string(
+    "config", None, "Config file, as configs/countdown.py or path:arg."
+  )
+  flags.DEFINE_multi_string(
+    "config_override", [], "What --config.a.b=value becomes: a.b=value."
+  )
+
+
+def load_flag_config() -> "ConfigDict":
+  """The config that the command line asks for."""
+  from absl import flags
+
+  if flags.FLAGS.config is None:
+    raise UserError("--config is missing: --config=configs/countdown.py")
+  return load_config(flags.FLAGS.config, flags.FLAGS.config_override)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+  """Parses flags as absl does, `--config.a.b=value` among them.
+
+  Accepts `--config.a.b value`, and `--config.a.b` and `--noconfig.a.b` for
+  true and false.
+
+  Returns:
+    The program's name and the arguments that are not flags.
+  """
+  from absl import flags
+
+  rewritten, arguments = [], list(argv)
+  while arguments:
+    argument = arguments.pop(0)
+    if argument == "--":
+      rewritten += [argument, *arguments]
+      break
+    bare = argument.lstrip("-")
+    dashes = len(argument) - len(bare)
+    if dashes not in (1, 2) or not bare.startswith(("config.", "noconfig.")):
+      rewritten.append(argument)
+      continue
+    switch = "false" if bare.startswith("no") else "true"
+    override = bare.partition(".")[2]
+    if "=" not in override:
+      has_value = switch == "true" and arguments
+      if has_value and not arguments[0].startswith("-"):
+        switch = arguments.pop(0)
+      override = f"{override}={switch}"
+    rewritten.append(f"--config_override={override}")
+  return flags.FLAGS(rewritten)
+
+
+def run(main: Callable[[Sequence[str]], Any]) -> None:
+  """Runs a command; bad input ends with one line and exit code 2."""
+  from absl import app, flags
+
+  def parse(argv):
+    try:
+      return parse_flags(argv)
+    except flags.Error as error:
+      _end(" ".join(str(error).split()))
+
+  def guarded(argv):
+    try:
+      return main(argv)
+    except UserError as error:
+      _end(str(error))
+
+  app.run(guarded, flags_parser=parse)
+
+
+def _end(message: str) -> None:
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(2)
+
+
+def _nearest(config: "ConfigDict", name: str) -> str:
+  """ ": did you mean ...?" by likeness of the whole name, "" if none."""
+  names = list(flatten(config))
+  groups = {n.rpartition(".")[0] for n in names} - {""}
+  close = difflib.get_close_matches(name, [*names, *groups], n=1, cutoff=0.5)
+  if not close:
+    last = name.rpartition(".")[2]
+    close = [n for n in names if n.rpartition(".")[2] == last][:1]
+  return f": did you mean {close[0]}?" if close else ""
+
+
+def _parse_value(name: str, text: str, old: Any) -> Any:
+  """Reads `text` as the type of the field's present value."""
+  if isinstance(old, str):
+    return text
+  if isinstance(old, bool):
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() in words:
+      return words[text.lower()]
+    raise UserError(_wrong_type(name, text, "true or false"))
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = text
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if old is None:
+    return value
+  if isinstance(old, int):
+    if isinstance(value, int) and is_number:
+      return value
+    raise UserError(_wrong_type(name, text, "a whole number"))
+  if isinstance(old, float):
+    if is_number:
+      return float(value)
+    raise UserError(_wrong_type(name, text, "a number"))
+  if isinstance(old, tuple):
+    value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    kinds = {type(item) for item in old}
+    if kinds == {float} and {type(item) for item in value} <= {int, float}:
+      return tuple(float(item) for item in value)
+    if not kinds or all(type(item) in kinds for item in value):
+      return value
+    raise UserError(_wrong_type(name, text, f"a tuple like {old}"))
+  raise UserError(f"config field {name} cannot be set from the command line")
+
+
+def _wrong_type(name: str, text: str, wanted: str) -> str:
+  return f"config field {name} must be {wanted}, not {text!r}"
+
+
+def _tuples(value: Any) -> Any:
+  """JSON knows lists only; configs hold tuples only."""
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return tuple(_tuples(item) for item in value)
+  return value
+
+
+def _git_hash() -> str | None:
+  """Commit of the checkout this package runs from, "+" when it was changed."""
+  folder = pathlib.Path(o1jax.__file__).parent
+  try:
+    described = subprocess.run(
+      ["git", "describe", "--always", "--abbrev=40", "--dirty=+"],
+      cwd=folder,
+      capture_output=True,
+      text=True,
+      timeout=10,
+      check=True,
+    )
+  except (OSError, subprocess.SubprocessError):
+    return None
+  return described.stdout.strip()

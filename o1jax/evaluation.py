@@ -1,0 +1,200 @@
+"""Accuracy against budget, every strategy on the same held-out problems.
+
+The budget is an effort n: as many tokens as n whole solutions. Best-of-N and
+majority vote draw n solutions; tree search may expand nodes until it has
+decoded n solutions' worth of steps. Accuracy is that of the solution a
+strategy answers with, coverage (pass@k) that of any it found; the checker that
+measures both is not one the search can see.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from o1jax.policy.sample import make_controls
+from o1jax.reward.outcome import Verifier
+from o1jax.solver import Policy, Searched, Solver
+from o1jax.tasks.task import Task
+from o1jax.types import Problem, Verdict
+
+BOOTSTRAP_SEED = 7
+NUM_RESAMPLES = 1000
+CUT_OFF = Verdict(is_correct=False, reason="cut off", answer=None)
+
+
+def strategy_options(
+  strategy: str, effort: int, num_steps: int, num_candidates: int
+) -> dict[str, Any]:
+  """Options of a `Solver` that spends the tokens of `effort` solutions.
+
+  An expansion decodes A steps, the R-th part of A solutions, so a tree gets
+  effort * R / A expansions. Its simulations are as many as its nodes: more
+  change nothing once every finished node is known.
+
+  Raises:
+    ValueError: the effort does not pay for one expansion.
+  """
+  if strategy == "greedy":
+    return {}
+  if strategy != "mcts":
+    return {"num_candidates": effort}
+  expansions = effort * num_steps // num_candidates
+  if expansions < 1:
+    raise ValueError(
+      f"an effort of {effort} solutions of {num_steps} steps does not pay for "
+      f"one expansion of num_candidates={num_candidates}: raise the effort or "
+      "lower num_candidates"
+    )
+  return {
+    "num_candidates": num_candidates,
+    "num_expansions": expansions,
+    "num_simulations": expansions * num_candidates,
+  }
+
+
+def bootstrap_interval(
+  values: np.ndarray, *, level: float = 0.95
+) -> tuple[float, float]:
+  """Percentile interval of a mean, `[n] -> (low, high)`; Efron, 1979."""
+  rng = np.random.default_rng(BOOTSTRAP_SEED)
+  draws = rng.integers(0, len(values), (NUM_RESAMPLES, len(values)))
+  means = np.asarray(values, np.float64)[draws].mean(1)
+  tail = 100 * (1 - level) / 2
+  low, high = np.percentile(means, [tail, 100 - tail])
+  return float(low), float(high)
+
+
+class Evaluator:
+  """Compares strategies; solvers are compiled once and kept."""
+
+  def __init__(
+    self,
+    policy: Policy,
+    task: Task,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    num_candidates: int,
+    temperature: float,
+    rule: str,
+    reward: str = "value",
+  ):
+    """Prepares; nothing compiles before the first measurement.
+
+    Args:
+      policy: what proposes.
+      task: its checker judges.
+      mesh: problems are shared out over it.
+      batch_size: problems searched at a time.
+      num_candidates: A of tree search.
+      temperature: of all but greedy.
+      rule: selection rule of tree search.
+      reward: what searches select by, "value" or "checker".
+    """
+    make_controls(temperature=temperature)  # Refuses what cannot be sampled.
+    self._policy = policy
+    self._task = task
+    self._mesh = mesh
+    self._batch_size = batch_size
+    self._num_candidates = num_candidates
+    self._options = dict(temperature=temperature, rule=rule, reward=reward)
+    self._solvers: dict[tuple[str, int], Solver] = {}
+    self._judge = Verifier(task.check)
+
+  def measure(
+    self,
+    params: Any,
+    problems: Sequence[Problem],
+    strategy: str,
+    effort: int,
+    key: jax.Array,
+  ) -> tuple[dict[str, Any], list[Searched]]:
+    """One row of the comparison, and the searches behind it.
+
+    Returns:
+      Numbers by name: accuracy with its bootstrap interval, coverage, mean
+      generated tokens and verifier requests a problem, seconds in all.
+    """
+    solver = self._solver(strategy, effort)
+    start = time.monotonic()
+    searched = solver(params, key, problems)
+    seconds = time.monotonic() - start
+    judged = [self.judge(one) for one in searched]
+    selected = np.array(
+      [
+        one.selected is not None and verdicts[one.selected].is_correct
+        for one, verdicts in zip(searched, judged, strict=True)
+      ],
+      np.float64,
+    )
+    low, high = bootstrap_interval(selected)
+    row = {
+      "strategy": strategy,
+      "budget": effort,
+      "accuracy": float(selected.mean()),
+      "accuracy_low": low,
+      "accuracy_high": high,
+      "coverage": float(np.mean([_any_correct(v) for v in judged])),
+      "tokens": _mean(searched, "generated_tokens"),
+      "verifier_requests": _mean(searched, "verifier_requests"),
+      "num_problems": len(problems),
+      "seconds": seconds,
+    }
+    return row, searched
+
+  def judge(self, searched: Searched) -> list[Verdict]:
+    """The verdict on each solution; one that was cut off is not correct."""
+    solutions = searched.solutions
+    verdicts = self._judge.check(
+      [searched.problem] * len(solutions), [s.text for s in solutions]
+    )
+    return [
+      verdict if solution.is_finished else CUT_OFF
+      for verdict, solution in zip(verdicts, solutions, strict=True)
+    ]
+
+  def _solver(self, strategy: str, effort: int) -> Solver:
+    if strategy == "greedy":
+      effort = 1
+    if (strategy, effort) not in self._solvers:
+      options = strategy_options(
+        strategy, effort, self._policy.lengths.num_steps, self._num_candidates
+      )
+      self._solvers[strategy, effort] = Solver(
+        self._policy,
+        strategy=strategy,
+        batch_size=self._batch_size,
+        mesh=self._mesh,
+        task=self._task,
+        **options,
+        **self._options,
+      )
+    return self._solvers[strategy, effort]
+
+
+def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+  """The comparison as a table for the terminal."""
+  lines = [
+    f"{'strategy':<14} {'budget':>6} {'accuracy':>8} {'interval':>15} "
+    f"{'coverage':>8} {'tokens':>7} {'checks':>7} {'seconds':>8}"
+  ]
+  for row in rows:
+    interval = f"{row['accuracy_low']:.1%}-{row['accuracy_high']:.1%}"
+    lines.append(
+      f"{row['strategy']:<14} {row['budget']:>6} {row['accuracy']:>8.1%} "
+      f"{interval:>15} {row['coverage']:>8.1%} {row['tokens']:>7.1f} "
+      f"{row['verifier_requests']:>7.1f} {row['seconds']:>8.2f}"
+    )
+  return "\n".join(lines)
+
+
+def _any_correct(verdicts: Sequence[Verdict]) -> bool:
+  return any(verdict.is_correct for verdict in verdicts)
+
+
+def _mean(searched: Sequence[Searched], name: str) -> float:
+  return float(np.mean([one.cost[name] for one in searched]))

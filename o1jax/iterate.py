@@ -1,0 +1,453 @@
+"""The loop: search with the policy, learn from what search found, repeat.
+
+Sections 5 to 7 of the paper (arXiv 2412.14135), in the manner of AlphaGo Zero:
+
+  initialize  the policy learns the form of the task from demonstrations
+  search      tree search looks for solutions of new problems
+  score       the checker judges each; failures may be relabelled with what
+              they do reach (hindsight)
+  learn       the policy learns from D_search and D_expert
+  evaluate    greedy decoding, and every strategy at intervals
+
+Only the train state, the experience and the number of the iteration survive an
+iteration; all randomness derives from the seed and that number. So a run that
+was killed and started again with the same command ends with the same bits.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from o1jax import build, jsonl, metrics, report, tasks
+from o1jax import config as config_lib
+from o1jax.build import Parts
+from o1jax.checkpoint import Checkpoints
+from o1jax.experience import Experience
+from o1jax.learning import update
+from o1jax.policy.network import next_token_log_probs
+from o1jax.rows import RowMaker
+from o1jax.solver import FoundSolution, Searched, step_weights, tree_record
+from o1jax.types import Problem, ScoredSolution, Verdict
+
+# Streams of randomness within an iteration.
+PROBLEMS, ROWS = 0, 1
+
+# Texts of an iteration whose steps are checked for legality.
+NUM_AUDITED = 256
+# Trees of an iteration that are written out.
+NUM_TREES = 4
+
+# Column of the table on the terminal -> metric.
+SHOWN = (
+  ("greedy", "eval/greedy_accuracy"),
+  ("solved", "search/solved"),
+  ("correct", "search/correct"),
+  ("illegal", "search/illegal_steps"),
+  ("policy_loss", "learn/policy_loss"),
+  ("value_loss", "learn/value_loss"),
+  ("seconds", "seconds"),
+)
+COLUMNS = (
+  ("iteration", "d"),
+  ("phase", ">10"),
+  ("greedy", ".1%"),
+  ("solved", ".1%"),
+  ("correct", ".1f"),
+  ("illegal", ".1%"),
+  ("policy_loss", ".3f"),
+  ("value_loss", ".3f"),
+  ("seconds", ".1f"),
+)
+
+
+def run(
+  config: Any, workdir: str | pathlib.Path, *, profile: bool = False
+) -> update.TrainState:
+  """Runs or resumes a config in its workdir.
+
+  Args:
+    config: resolved config; see configs/countdown.py for its fields.
+    workdir: made if needed; holds all that the run writes.
+    profile: write a profiler trace of the second iteration of this process.
+
+  Returns:
+    The train state at the end.
+
+  Raises:
+    UserError: a field, the workdir or a checkpoint does not fit.
+  """
+  workdir = pathlib.Path(workdir)
+  mesh = build.start_devices(config)
+  config_lib.open_workdir(workdir, config)
+  parts = build.build(config, workdir, mesh)
+  update_fn = make_update(config, parts)
+  writer = RunWriter(workdir, config)
+  state, experience, first = restore(config, parts, writer)
+  num_initial = config.initialize.num_iterations
+  last = num_initial + config.num_iterations
+  for iteration in metrics.progress(range(first, last), "run", last - first):
+    with traced(workdir, profile and iteration == first + 1):
+      clock = metrics.Clock()
+      key = jax.random.fold_in(jax.random.key(config.seed), iteration)
+      search_key, evaluation_key = jax.random.split(key)
+      values: dict[str, Any] = {}
+      if iteration < num_initial:
+        maker, count = parts.initialize_rows, config.initialize.num_updates
+      else:
+        searched = search(config, parts, state, search_key, iteration)
+        scored, values = score(config, parts, searched, iteration)
+        experience.add(scored)
+        writer.samples(iteration, searched, scored)
+        values["search_seconds"] = clock.lap()
+        maker, count = parts.learn_rows, config.learn.num_updates
+      rng = stream(config, iteration, ROWS)
+      state, learned = learn(update_fn, state, maker, experience, rng, count)
+      learned["learn_seconds"] = clock.lap()
+      rows = evaluate(config, parts, state, evaluation_key, iteration, last)
+      values |= learned | flatten_rows(rows)
+      values["evaluate_seconds"] = clock.lap()
+    values["compile_seconds"] = clock.compilation()
+    values["seconds"] = clock.total()
+    phase = "initialize" if iteration < num_initial else "iteration"
+    writer.row(phase, iteration, values, rows)
+    if (
+      iteration == last - 1 or (iteration + 1) % config.checkpoint.interval == 0
+    ):
+      writer.checkpoint(iteration, state, experience, values)
+  writer.close()
+  return state
+
+
+def make_update(config: Any, parts: Parts) -> Any:
+  """The jitted update of the run; see `learning.update`."""
+
+  def log_probs_fn(params, tokens, lengths):
+    return next_token_log_probs(parts.policy.network, params, tokens, lengths)
+
+  return update.make_update(
+    log_probs_fn,
+    parts.optimizer,
+    num_microbatches=config.learn.num_microbatches,
+    value_coefficient=config.learn.value_coefficient,
+    mesh=parts.mesh,
+  )
+
+
+def stream(config: Any, iteration: int, name: int) -> np.random.Generator:
+  """Generator of one purpose in one iteration."""
+  return np.random.default_rng([config.seed, iteration, name])
+
+
+def restore(
+  config: Any, parts: Parts, writer: "RunWriter"
+) -> tuple[update.TrainState, Experience, int]:
+  """State, experience and number of the next iteration, from the workdir."""
+  params = parts.policy.network.init(jax.random.key(config.seed))
+  state = update.make_state(params, parts.optimizer, parts.mesh)
+  limits = config.experience.to_dict()
+  path = limits.pop("path")
+  step = writer.checkpoints.latest()
+  with config_lib.user_input():
+    if step is None:
+      experience = Experience(**limits)
+      if path:
+        experience.add(jsonl.read_solutions(path, parts.policy.encode_solution))
+      writer.truncate(0)
+      return state, experience, 0
+    restored = writer.checkpoints.restore(step, state)
+    writer.truncate(restored.meta["metrics_cursor"])
+  print(f"resuming after iteration {step}", flush=True)
+  experience = Experience.from_arrays(restored.host, **limits)
+  return restored.state, experience, step + 1
+
+
+def search(
+  config: Any,
+  parts: Parts,
+  state: update.TrainState,
+  key: jax.Array,
+  iteration: int,
+) -> list[Searched]:
+  """Searches new training problems with the present policy."""
+  rng = stream(config, iteration, PROBLEMS)
+  problems = parts.task.sample_problems(rng, config.search.num_problems)
+  return parts.solver(state.params, key, problems)
+
+
+def score(
+  config: Any, parts: Parts, searched: Sequence[Searched], iteration: int
+) -> tuple[list[ScoredSolution], dict[str, float]]:
+  """Judges every finished solution; relabels failures where rows want them.
+
+  Returns:
+    The scored solutions, and numbers: share of problems solved, solutions a
+    problem, share of proposed steps that are illegal, and the search's costs.
+  """
+  relabels = config.learn.rows.hindsight > 0
+  scored = []
+  for one in searched:
+    verdicts = parts.evaluator.judge(one)
+    weights = step_weights(one)
+    for solution, verdict in zip(one.solutions, verdicts, strict=True):
+      if not solution.is_finished:
+        continue
+      entry = scored_solution(one, solution, verdict, weights, iteration)
+      scored.append(entry)
+      if relabels and not verdict.is_correct:
+        problem = parts.task.relabel(one.problem, solution.text)
+        if problem is not None:
+          scored.append(relabelled(entry, problem))
+  return scored, search_metrics(parts, searched, scored)
+
+
+def scored_solution(
+  searched: Searched,
+  solution: FoundSolution,
+  verdict: Verdict,
+  weights: dict[int, np.ndarray],
+  iteration: int,
+) -> ScoredSolution:
+  """A solution that search found, with its verdict and provenance."""
+  return ScoredSolution(
+    problem=searched.problem,
+    text=solution.text,
+    tokens=solution.tokens,
+    step_weights=weights[solution.node],
+    behavior_log_probs=solution.behavior_log_probs,
+    policy_log_probs=solution.policy_log_probs,
+    outcome_reward=float(verdict.is_correct),
+    verdict=verdict.reason,
+    iteration=iteration,
+    source="search",
+    num_visits=solution.num_visits,
+  )
+
+
+def relabelled(entry: ScoredSolution, problem: Problem) -> ScoredSolution:
+  """The same text as a solution of the problem that it does solve.
+
+  Hindsight experience replay, Andrychowicz et al., arXiv 1707.01495.
+  """
+  return dataclasses.replace(
+    entry,
+    problem=problem,
+    outcome_reward=1.0,
+    verdict="correct for the target it reached",
+    source="hindsight",
+  )
+
+
+def search_metrics(
+  parts: Parts, searched: Sequence[Searched], scored: Sequence[ScoredSolution]
+) -> dict[str, float]:
+  """Numbers of one iteration's searches."""
+  found = [entry for entry in scored if entry.source == "search"]
+  solved = {entry.problem.id for entry in found if entry.outcome_reward == 1}
+  audited = found[:: max(len(found) // NUM_AUDITED, 1)]
+  legal = tasks.legal_share(
+    parts.task, [e.problem for e in audited], [e.text for e in audited]
+  )
+  values = {
+    "search/solved": np.mean([one.problem.id in solved for one in searched]),
+    "search/solutions": len(found) / len(searched),
+    "search/correct": sum(e.outcome_reward for e in found) / len(searched),
+    "search/relabelled": (len(scored) - len(found)) / len(searched),
+    "search/illegal_steps": 1.0 - legal,
+  }
+  for name in searched[0].cost:
+    costs = [one.cost[name] for one in searched]
+    values[f"search/{name}"] = np.mean(costs)
+  return {name: float(value) for name, value in values.items()}
+
+
+def learn(
+  update_fn: Any,
+  state: update.TrainState,
+  maker: RowMaker,
+  experience: Experience,
+  rng: np.random.Generator,
+  count: int,
+) -> tuple[update.TrainState, dict[str, float]]:
+  """Makes `count` updates.
+
+  Batches are made while the device works: nothing is read back before the end.
+
+  Returns:
+    The new state, and the means of the updates' metrics.
+
+  Raises:
+    FloatingPointError: a gradient was not finite.
+  """
+  history, dropped = [], 0
+  for _ in range(count):
+    batch, num_dropped = maker.batch(rng, experience)
+    state, numbers = update_fn(state, batch)
+    history.append(numbers)
+    dropped += num_dropped
+  history = jax.device_get(history)
+  values = {
+    f"learn/{name}": float(np.mean([numbers[name] for numbers in history]))
+    for name in history[0]
+  }
+  if values.pop("learn/is_finite") < 1:
+    raise FloatingPointError(
+      "a gradient was not finite: lower learn.optimizer.learning_rate or "
+      "learn.optimizer.clip_norm, and start again from the last checkpoint"
+    )
+  values["learn/rows_too_long"] = dropped
+  values["learn/d_search"] = len(experience.pool("search"))
+  values["learn/d_expert"] = len(experience.d_expert)
+  return state, values
+
+
+def evaluate(
+  config: Any,
+  parts: Parts,
+  state: update.TrainState,
+  key: jax.Array,
+  iteration: int,
+  last: int,
+) -> list[dict[str, Any]]:
+  """Greedy decoding always; every strategy and effort by interval and at last.
+
+  Returns:
+    Rows of `Evaluator.measure`, with the iteration.
+  """
+  options = config.evaluation
+  problems = parts.task.heldout_problems(options.num_problems)
+  compared = [("greedy", 1)]
+  if iteration == last - 1 or (iteration + 1) % options.interval == 0:
+    compared += itertools.product(options.strategies, options.efforts)
+  rows = []
+  for strategy, effort in compared:
+    row, _ = parts.evaluator.measure(
+      state.params, problems, strategy, effort, key
+    )
+    rows.append({"iteration": iteration, **row})
+  return rows
+
+
+def flatten_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Numbers of an evaluation under one name each, for curves."""
+  values = {}
+  for row in rows:
+    name = row["strategy"]
+    if name != "greedy":
+      name = f"{name}_{row['budget']}"
+    for number in ("accuracy", "coverage", "tokens"):
+      values[f"eval/{name}_{number}"] = row[number]
+  return values
+
+
+@contextlib.contextmanager
+def traced(workdir: pathlib.Path, is_on: bool) -> Iterator[None]:
+  """Writes a profiler trace of what runs inside, where asked to."""
+  if not is_on:
+    yield
+    return
+  with jax.profiler.trace(str(workdir / "profile")):
+    yield
+
+
+class RunWriter:
+  """All that a run writes into its workdir."""
+
+  def __init__(self, workdir: pathlib.Path, config: Any):
+    self._workdir = workdir
+    self._num_samples = config.checkpoint.num_samples
+    self._jsonl = metrics.JsonlWriter(workdir / "metrics.jsonl")
+    self._board = metrics.TensorBoardWriter(workdir / "tensorboard")
+    self._table = metrics.Table(COLUMNS)
+    self.checkpoints = Checkpoints(
+      workdir / "checkpoints", keep_every=config.checkpoint.keep_every
+    )
+
+  def truncate(self, cursor: int) -> None:
+    """Drops the metrics of iterations that will be run again."""
+    self._jsonl.truncate_to(cursor)
+
+  def samples(
+    self,
+    iteration: int,
+    searched: Sequence[Searched],
+    scored: Sequence[ScoredSolution],
+  ) -> None:
+    """Writes some solutions and the first trees of an iteration."""
+    rows = []
+    for entry in scored[:: max(len(scored) // self._num_samples, 1)]:
+      is_correct = entry.outcome_reward == 1
+      rows.append(
+        {**jsonl.solution_row(entry), "is_correct": is_correct}
+        | {"prompt": entry.problem.prompt}
+      )
+    name = f"iteration_{iteration:05d}.jsonl"
+    for folder in ("samples", "trees"):
+      (self._workdir / folder).mkdir(exist_ok=True)
+    jsonl.write_jsonl(self._workdir / "samples" / name, rows)
+    correct = {(e.problem.id, e.text): e.outcome_reward == 1 for e in scored}
+    trees = []
+    for one in searched[:NUM_TREES]:
+      marks = {
+        s.node: correct[one.problem.id, s.text]
+        for s in one.solutions
+        if s.is_finished
+      }
+      trees.append(tree_record(one, marks, iteration))
+    jsonl.write_jsonl(self._workdir / "trees" / name, trees)
+
+  def row(
+    self,
+    phase: str,
+    iteration: int,
+    values: Mapping[str, float],
+    evaluated: Sequence[Mapping[str, Any]],
+  ) -> None:
+    """Writes the numbers of an iteration, and its comparison if any."""
+    head = {"kind": phase, "iteration": iteration}
+    self._jsonl.write(iteration, head | dict(values))
+    self._board.write(iteration, values)
+    shown = {name: values[key] for name, key in SHOWN if key in values}
+    self._table.row({"iteration": iteration, "phase": phase, **shown})
+    if len(evaluated) > 1:
+      save_evaluation(self._workdir, evaluated)
+
+  def checkpoint(
+    self,
+    iteration: int,
+    state: update.TrainState,
+    experience: Experience,
+    values: Mapping[str, float],
+  ) -> None:
+    """Saves all that survives the iteration; updates the report."""
+    self.checkpoints.save(
+      iteration,
+      state=state,
+      host=experience.to_arrays(),
+      meta={"metrics_cursor": self._jsonl.cursor()},
+      metric=values["eval/greedy_accuracy"],
+    )
+    report.write_report(self._workdir)
+
+  def close(self) -> None:
+    """Finishes the files."""
+    self._jsonl.close()
+    self._board.close()
+
+
+def save_evaluation(
+  workdir: pathlib.Path, rows: Sequence[Mapping[str, Any]]
+) -> None:
+  """Puts rows into evaluation.jsonl, in place of older ones like them."""
+  path = workdir / "evaluation.jsonl"
+  old = metrics.read_jsonl(path) if path.exists() else []
+  table = {
+    (row["iteration"], row["strategy"], row["budget"]): row
+    for row in [*old, *rows]
+  }
+  jsonl.write_jsonl(path, table.values())

@@ -1,0 +1,1 @@
+"""Losses over arrays, the optimizer, and the one update program."""

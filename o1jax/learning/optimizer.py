@@ -1,0 +1,136 @@
+"""The optimizer: clipping, then adamw or lion under a schedule.
+
+Weight decay touches matrices only; norms, biases and other vectors keep their
+scale. An `Optimizer` is optax's pair of functions with the schedule beside it,
+so that the update program can report the learning rate it applied.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+_RULES = {"adamw": optax.adamw, "lion": optax.lion}
+_SCHEDULES = ("constant", "cosine", "linear")
+
+
+class Optimizer(NamedTuple):
+  """An optax transformation with its schedule.
+
+  Attributes:
+    init: `params -> opt_state`.
+    update: `(grads, opt_state, params) -> (changes, opt_state)`.
+    schedule: `num_updates -> learning rate` of the next update.
+  """
+
+  init: Callable[[Any], Any]
+  update: Callable[[Any, Any, Any], tuple[Any, Any]]
+  schedule: Callable[[jax.Array], jax.Array]
+
+
+def make_schedule(
+  *,
+  learning_rate: float,
+  warmup_updates: int,
+  total_updates: int,
+  schedule: str,
+  end_fraction: float,
+) -> Callable[[jax.Array], jax.Array]:
+  """Returns the learning rate as a function of the updates already made.
+
+    lr(n) = learning_rate * min(1, (n + 1) / warmup_updates) * decay(x)
+    x     = (n - warmup_updates) / (total_updates - warmup_updates), in [0, 1]
+    decay = 1 (constant), 1 - (1 - e) x (linear),
+            e + (1 - e) (1 + cos(pi x)) / 2 (cosine),  e = end_fraction
+
+  The first update already moves: its rate is `learning_rate / warmup_updates`.
+
+  Args:
+    learning_rate: the peak.
+    warmup_updates: length of the linear rise; 0 for none.
+    total_updates: where the decay ends; the rate stays there afterwards. Not
+      read by "constant".
+    schedule: "constant", "cosine" or "linear".
+    end_fraction: last rate as a part of the peak. Not read by "constant".
+
+  Raises:
+    ValueError: unknown schedule, or a decay that ends before it begins.
+  """
+  if schedule not in _SCHEDULES:
+    raise ValueError(
+      f"schedule={schedule!r} is unknown; take one of {', '.join(_SCHEDULES)}"
+    )
+  if schedule != "constant" and total_updates <= warmup_updates:
+    raise ValueError(
+      f"total_updates={total_updates} leaves nothing to decay after "
+      f"warmup_updates={warmup_updates}; raise total_updates"
+    )
+
+  def rate(num_updates):
+    count = jnp.asarray(num_updates, jnp.float32)
+    rise = jnp.minimum(1.0, (count + 1) / max(warmup_updates, 1))
+    if schedule == "constant":
+      return learning_rate * rise
+    span = total_updates - warmup_updates
+    progress = jnp.clip((count - warmup_updates) / span, 0.0, 1.0)
+    if schedule == "cosine":
+      progress = 0.5 * (1 - jnp.cos(jnp.pi * progress))
+    return learning_rate * rise * (1 - (1 - end_fraction) * progress)
+
+  return rate
+
+
+def make_optimizer(
+  *,
+  name: str = "adamw",
+  learning_rate: float,
+  warmup_updates: int = 0,
+  total_updates: int = 0,
+  schedule: str = "constant",
+  end_fraction: float = 0.0,
+  weight_decay: float = 0.0,
+  clip_norm: float | None = 1.0,
+  b1: float = 0.9,
+  b2: float = 0.99,
+) -> Optimizer:
+  """Builds the optimizer; schedule arguments as in `make_schedule`.
+
+  Args:
+    name: "adamw" (Loshchilov and Hutter, arXiv 1711.05101) or "lion" (Chen et
+      al., arXiv 2302.06675; wants a tenth of adamw's rate).
+    learning_rate: the peak.
+    warmup_updates: length of the linear rise.
+    total_updates: where the decay ends.
+    schedule: "constant", "cosine" or "linear".
+    end_fraction: last rate as a part of the peak.
+    weight_decay: decay of the matrices per update, times the learning rate.
+    clip_norm: largest global norm of a gradient; None to leave it.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+
+  Raises:
+    ValueError: unknown name, or a schedule that `make_schedule` refuses.
+  """
+  if name not in _RULES:
+    raise ValueError(
+      f"optimizer {name!r} is unknown; take one of {', '.join(_RULES)}"
+    )
+  rate = make_schedule(
+    learning_rate=learning_rate,
+    warmup_updates=warmup_updates,
+    total_updates=total_updates,
+    schedule=schedule,
+    end_fraction=end_fraction,
+  )
+  rule = _RULES[name](
+    rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_matrix
+  )
+  if clip_norm is not None:
+    rule = optax.chain(optax.clip_by_global_norm(clip_norm), rule)
+  return Optimizer(rule.init, rule.update, rate)
+
+
+def _is_matrix(params):
+  return jax.tree.map(lambda param: param.ndim >= 2, params)

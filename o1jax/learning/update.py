@@ -1,0 +1,212 @@
+"""The one update program: rows in, better parameters out.
+
+The denominators of the masked means are sums of weights, and weights are data:
+they are taken from the whole batch first. Each microbatch then adds its share
+of the numerators already divided, so that the gradients of the microbatches
+add up to the gradient of the batch exactly, however uneven the rows are.
+Under a mesh the rows are shared out over devices and the same sums run across
+them. The state is donated: the arrays passed in are gone afterwards.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding
+
+from o1jax.learning import alphazero
+from o1jax.learning.optimizer import Optimizer
+from o1jax.mesh import batch_ways, params_sharding, partition_spec
+from o1jax.types import LearnerBatch
+
+LogProbsFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+@struct.dataclass
+class TrainState:
+  """Everything an update changes.
+
+  Attributes:
+    params: parameters of the network.
+    opt_state: the optimizer's moments and counts.
+    num_updates: scalar int32, updates applied.
+  """
+
+  params: Any
+  opt_state: Any
+  num_updates: jax.Array
+
+
+def make_state(
+  params: Any, optimizer: Optimizer, mesh: Mesh | None = None
+) -> TrainState:
+  """Returns a fresh state that owns copies of `params`.
+
+  Copies, because an update donates its state and the caller may still need
+  the parameters it passed in. With a mesh the state is placed on it by the
+  sharding table, moments like their weights.
+  """
+  state = TrainState(
+    params=jax.tree.map(jnp.copy, params),
+    opt_state=optimizer.init(params),
+    num_updates=jnp.zeros((), jnp.int32),
+  )
+  if mesh is None:
+    return state
+  return jax.device_put(state, params_sharding(state, mesh))
+
+
+def make_update(
+  log_probs_fn: LogProbsFn,
+  optimizer: Optimizer,
+  *,
+  num_microbatches: int = 1,
+  value_coefficient: float = 1.0,
+  mesh: Mesh | None = None,
+) -> Callable[[TrainState, LearnerBatch], tuple[TrainState, dict]]:
+  """Builds the jitted `update(state, batch) -> (state, metrics)`.
+
+  A gradient that is not finite leaves the whole state as it was, `num_updates`
+  included, and shows as `is_finite` 0.
+
+  Args:
+    log_probs_fn: `(params, tokens [B, T], lengths [B]) -> (log_probs [B, T],
+      value_logits [B, T])`; position t holds the log-prob of the token at
+      t + 1, and the value after the token at t.
+    optimizer: from `make_optimizer`.
+    num_microbatches: groups of rows worked off one after the other, which
+      bounds the memory of activations.
+    value_coefficient: weight of the value loss beside the policy loss.
+    mesh: where given, rows and state lie on it by the sharding table.
+
+  Returns:
+    `update`. Its metrics are float32 scalars: loss, policy_loss, value_loss,
+    grad_norm (before clipping), learning_rate, is_finite. It raises ValueError
+    where the rows do not divide over microbatches and devices.
+  """
+  step = _make_step(
+    log_probs_fn, optimizer, num_microbatches, value_coefficient, mesh
+  )
+  return _jit(step, mesh, ("batch",))
+
+
+def make_updates(
+  log_probs_fn: LogProbsFn,
+  optimizer: Optimizer,
+  *,
+  num_microbatches: int = 1,
+  value_coefficient: float = 1.0,
+  mesh: Mesh | None = None,
+) -> Callable[[TrainState, LearnerBatch], tuple[TrainState, dict]]:
+  """As `make_update`, for K updates in one call.
+
+  Batch and metrics carry a leading axis K; the state is that after the last.
+  """
+  step = _make_step(
+    log_probs_fn, optimizer, num_microbatches, value_coefficient, mesh
+  )
+
+  def steps(state, batches):
+    return jax.lax.scan(step, state, batches)
+
+  return _jit(steps, mesh, (None, "batch"))
+
+
+def _jit(fn, mesh, logical_axes):
+  if mesh is None:
+    return jax.jit(fn, donate_argnums=0)
+  rows = NamedSharding(mesh, partition_spec(logical_axes))
+  # None: the state lies on the mesh already (`make_state`).
+  return jax.jit(fn, donate_argnums=0, in_shardings=(None, rows))
+
+
+def _make_step(
+  log_probs_fn, optimizer, num_microbatches, value_coefficient, mesh
+):
+  """The update as a pure function; arguments as in `make_update`."""
+  num_ways = 1 if mesh is None else batch_ways(mesh)
+
+  def split(array):
+    # Microbatch m takes rows m, m + M, ...: each device keeps its own rows.
+    rows = array.reshape(-1, num_microbatches, *array.shape[1:])
+    rows = jnp.swapaxes(rows, 0, 1)
+    if mesh is None:
+      return rows
+    sharding = NamedSharding(mesh, partition_spec((None, "batch")))
+    return jax.lax.with_sharding_constraint(rows, sharding)
+
+  def scaled_loss(params, rows, policy_scale, value_scale):
+    log_probs, value_logits = log_probs_fn(params, rows.tokens, rows.lengths)
+    sums = alphazero.alphazero_loss(
+      log_probs,
+      rows.policy_weights,
+      value_logits,
+      rows.value_targets,
+      rows.value_weights,
+    )
+    policy_loss = policy_scale * sums.policy_sum
+    value_loss = value_scale * sums.value_sum
+    loss = policy_loss + value_coefficient * value_loss
+    return loss, (policy_loss, value_loss)
+
+  grad_fn = jax.grad(scaled_loss, has_aux=True)
+
+  def whole_gradient(params, batch):
+    scales = (_inverse(batch.policy_weights), _inverse(batch.value_weights))
+    if num_microbatches == 1:
+      return grad_fn(params, batch, *scales)
+
+    def add_microbatch(total, rows):
+      return jax.tree.map(jnp.add, total, grad_fn(params, rows, *scales)), None
+
+    microbatches = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda rows: rows[0], microbatches)
+    shapes = jax.eval_shape(grad_fn, params, first, *scales)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add_microbatch, nothing, microbatches)[0]
+
+  def step(state, batch):
+    num_rows = batch.tokens.shape[0]
+    if num_rows % (num_microbatches * num_ways):
+      raise ValueError(
+        f"a batch of {num_rows} rows does not divide over "
+        f"num_microbatches={num_microbatches} x {num_ways} devices"
+      )
+    grads, (policy_loss, value_loss) = whole_gradient(state.params, batch)
+    loss = policy_loss + value_coefficient * value_loss
+    grad_norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
+    changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    moved = TrainState(
+      params=optax.apply_updates(state.params, changes),
+      opt_state=opt_state,
+      num_updates=state.num_updates + 1,
+    )
+    metrics = {
+      "loss": loss,
+      "policy_loss": policy_loss,
+      "value_loss": value_loss,
+      "grad_norm": grad_norm,
+      "learning_rate": optimizer.schedule(state.num_updates),
+      "is_finite": is_finite.astype(jnp.float32),
+    }
+    state = jax.tree.map(
+      lambda new, old: jnp.where(is_finite, new, old), moved, state
+    )
+    if mesh is not None:
+      # Out as it came in: else the next call would compile once more.
+      state = jax.lax.with_sharding_constraint(
+        state, params_sharding(state, mesh)
+      )
+    return state, metrics
+
+  return step
+
+
+def _inverse(weights):
+  """1 / sum(weights), or 0 where nothing has weight: the loss is then 0."""
+  total = jnp.sum(weights)
+  return jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))

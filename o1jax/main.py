@@ -1,0 +1,36 @@
+"""Runs or resumes a config: initialization, then search and learning.
+
+  python -m o1jax.main --config=configs/countdown.py --workdir=runs/countdown
+  python -m o1jax.main --config=configs/countdown.py:smoke --workdir=/tmp/smoke
+
+Any field of the config can be set with --config.a.b=value. The same command
+again resumes where the run stopped.
+"""
+
+from absl import flags
+
+from o1jax import config as config_lib
+from o1jax import iterate, mesh
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+PROFILE = flags.DEFINE_bool("profile", False, "Write a profiler trace.")
+COMPILATION_CACHE = flags.DEFINE_string(
+  "compilation_cache", "~/.cache/o1jax/jax", "Keeps compiled programs."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Reads the flags and runs."""
+  if len(argv) > 1:
+    raise config_lib.UserError(f"unknown argument {argv[1]!r}")
+  if WORKDIR.value is None:
+    raise config_lib.UserError("--workdir is missing: --workdir=runs/countdown")
+  config = config_lib.load_flag_config()
+  mesh.enable_compilation_cache(COMPILATION_CACHE.value)
+  iterate.run(config, WORKDIR.value, profile=PROFILE.value)
+  print(f"report: {WORKDIR.value}/report.html")
+
+
+if __name__ == "__main__":
+  config_lib.define_config_flag()
+  config_lib.run(main)

@@ -1,0 +1,293 @@
+"""Where numbers go: a JSON Lines file, TensorBoard, and the terminal.
+
+`metrics.jsonl` is the record: one row per write, on disk before `write`
+returns. A checkpoint keeps its `cursor`, and a resumed run cuts the file back
+to it, so that rows written after the checkpoint are not there twice. Fields
+whose name ends in `_seconds` are times; all others repeat on a rerun.
+
+`Table` and `Progress` speak to the person watching: a row per iteration, and a
+bar with the time left where the output is a terminal, else a plain line now
+and then. Only what is printed depends on the clock, never what is done.
+"""
+
+import functools
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TextIO
+
+import jax
+import numpy as np
+
+_COMPILATION = "/jax/core/compile/backend_compile_duration"
+
+Scalars = Mapping[str, Any]
+
+
+class MetricWriter(Protocol):
+  """Something that takes scalars and texts of one step."""
+
+  def write(self, step: int, values: Scalars) -> None:
+    """Takes scalars by name; "/" in a name makes groups."""
+
+  def write_text(self, step: int, name: str, text: str) -> None:
+    """Takes a text, for writers that can show one."""
+
+  def close(self) -> None:
+    """Finishes writing."""
+
+
+class JsonlWriter:
+  """Appends one JSON object per write: {"step": 3, "name": value, ...}.
+
+  Numbers that JSON lacks (nan, infinities) are written as strings.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = pathlib.Path(path)
+    self._file = open(self.path, "ab")
+
+  def cursor(self) -> int:
+    """Bytes written so far, for the checkpoint."""
+    return self._file.tell()
+
+  def truncate_to(self, cursor: int) -> None:
+    """Drops the rows written after `cursor`.
+
+    Raises:
+      ValueError: the file is shorter than that: it is not the run's own.
+    """
+    size = self.path.stat().st_size
+    if size < cursor:
+      raise ValueError(
+        f"{self.path} has {size} bytes, but the checkpoint saw {cursor}: the "
+        "file was replaced or cut; restore it or start in another workdir"
+      )
+    self._file.truncate(cursor)
+    self._file.seek(cursor)
+    os.fsync(self._file.fileno())
+
+  def write(self, step: int, values: Scalars) -> None:
+    row = {"step": int(step)}
+    row.update((name, _json_value(value)) for name, value in values.items())
+    self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+    self._file.flush()
+    os.fsync(self._file.fileno())
+
+  def write_text(self, step: int, name: str, text: str) -> None:
+    """Texts do not belong into the table of numbers."""
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """Reads the rows of a JSON Lines file; a cut last line is left out.
+
+  Raises:
+    ValueError: another line is not JSON; names the file and the line.
+  """
+  rows = []
+  lines = pathlib.Path(path).read_text().split("\n")
+  # Every complete row ends in a newline: what follows the last one was cut.
+  for number, line in enumerate(lines[:-1], 1):
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+  return rows
+
+
+class TensorBoardWriter:
+  """Writes TensorBoard event files, without TensorFlow; numbers only."""
+
+  def __init__(self, directory: str | os.PathLike):
+    from tensorboardX import SummaryWriter
+
+    self._writer = SummaryWriter(str(directory))
+
+  def write(self, step: int, values: Scalars) -> None:
+    for name, value in values.items():
+      if value is not None and not isinstance(value, str):
+        self._writer.add_scalar(name, float(value), step)
+    self._writer.flush()
+
+  def write_text(self, step: int, name: str, text: str) -> None:
+    self._writer.add_text(name, text, step)
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class MultiWriter:
+  """Hands everything to several writers."""
+
+  def __init__(self, writers: Sequence[MetricWriter]):
+    self._writers = tuple(writers)
+
+  def write(self, step: int, values: Scalars) -> None:
+    for writer in self._writers:
+      writer.write(step, values)
+
+  def write_text(self, step: int, name: str, text: str) -> None:
+    for writer in self._writers:
+      writer.write_text(step, name, text)
+
+  def close(self) -> None:
+    for writer in self._writers:
+      writer.close()
+
+
+class Table:
+  """Prints one fixed-width line per row, the header before the first.
+
+  Args:
+    columns: (name, format) pairs, as ("greedy", ".1%"); the format applies to
+      the value of that name, and a value that is absent prints as "-".
+    stream: where to print; standard output as it is at that moment by default.
+  """
+
+  def __init__(
+    self, columns: Sequence[tuple[str, str]], stream: TextIO | None = None
+  ):
+    self._columns = tuple(columns)
+    self._stream = stream
+    self._has_header = False
+
+  def row(self, values: Scalars) -> None:
+    """Prints the row."""
+    cells = []
+    for name, spec in self._columns:
+      cell = format(values[name], spec) if name in values else "-"
+      cells.append(cell.rjust(max(len(name), 6)))
+    stream = self._stream or sys.stdout
+    if not self._has_header:
+      self._has_header = True
+      names = (name.rjust(max(len(name), 6)) for name, _ in self._columns)
+      print("  ".join(names), file=stream)
+    print("  ".join(cells), file=stream, flush=True)
+
+
+def progress(
+  items: Iterable[Any],
+  label: str,
+  total: int,
+  *,
+  seconds_between_lines: float = 10.0,
+  stream: TextIO | None = None,
+) -> Iterator[Any]:
+  """Yields the items and shows how far along the phase is.
+
+  On a terminal a bar with the time left; elsewhere one plain line every
+  `seconds_between_lines` and none for a phase that ends sooner.
+
+  Args:
+    items: what to go through.
+    label: name of the phase.
+    total: number of items.
+    seconds_between_lines: pause between plain lines.
+    stream: where to print; standard error as it is at that moment by default.
+  """
+  stream = stream or sys.stderr
+  show = _bar if stream.isatty() else _lines
+  return show(items, label, total, seconds_between_lines, stream)
+
+
+class Clock:
+  """Wall time and compilation time since it was made."""
+
+  def __init__(self):
+    self._start = self._lap = time.monotonic()
+    self._compiled = _compile_seconds()
+
+  def lap(self) -> float:
+    """Seconds since the last lap."""
+    before, self._lap = self._lap, time.monotonic()
+    return self._lap - before
+
+  def total(self) -> float:
+    """Seconds since the clock was made."""
+    return time.monotonic() - self._start
+
+  def compilation(self) -> float:
+    """Seconds that XLA compiled (or read its cache) since then."""
+    return _compile_seconds() - self._compiled
+
+
+@functools.cache
+def _compilations() -> list[float]:
+  """Durations of all compilations; listens from the first call on."""
+  durations: list[float] = []
+
+  def listen(event, seconds, **unused):
+    if event == _COMPILATION:
+      durations.append(seconds)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return durations
+
+
+def _compile_seconds() -> float:
+  return sum(_compilations())
+
+
+def _bar(items, label, total, unused_seconds, stream):
+  from rich.console import Console
+  from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+  )
+
+  columns = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+  )
+  console = Console(file=stream)
+  with Progress(*columns, console=console, transient=True) as bar:
+    task = bar.add_task(label, total=total)
+    for item in items:
+      yield item
+      bar.advance(task)
+
+
+def _lines(items, label, total, seconds_between_lines, stream):
+  start = last = time.monotonic()
+  for count, item in enumerate(items, 1):
+    yield item
+    now = time.monotonic()
+    if now - last >= seconds_between_lines and count < total:
+      last = now
+      left = (now - start) / count * (total - count)
+      print(
+        f"{label}: {count}/{total}, {_duration(left)} left",
+        file=stream,
+        flush=True,
+      )
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _json_value(value: Any) -> Any:
+  """A Python number, bool or string for a scalar of any array library."""
+  if isinstance(value, (str, bool)) or value is None:
+    return value
+  value = np.asarray(value).item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return str(value)
+  return value

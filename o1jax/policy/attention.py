@@ -1,0 +1,194 @@
+"""Rotary positions and attention, as plain functions of arrays.
+
+Two attentions of the same meaning. `full_attention` reads a whole sequence at
+once (training, prompts). `cached_attention` reads a shared prefix and private
+suffixes: two blocks of scores under one softmax, nothing concatenated, and the
+prefix is multiplied once with the queries of all its rows (Hydragen, arXiv
+2402.05099). Queries are grouped by the key/value head they share.
+
+Letters: B problems, G rows of one problem, T tokens, J key/value heads, Q query
+heads sharing one, E head width, C prefix slots, S suffix slots.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # finite, so that a row with nothing to read gives no NaN
+
+
+def rope_frequencies(
+  rotary_width: int,
+  base: float,
+  scale: float = 1.0,
+  llama3: tuple[float, float, float, float] | None = None,
+) -> jax.Array:
+  """Angle per position of each coordinate pair, `[rotary_width / 2]`.
+
+  RoFormer, arXiv 2104.09864. With `llama3` = (factor, low, high, length) slow
+  frequencies are divided by factor, as Llama 3.1 does to read further than it
+  was trained to: pairs that turn fewer than `low` times in `length` positions
+  wholly, those above `high` times not at all.
+  """
+  exponent = jnp.arange(0, rotary_width, 2, dtype=jnp.float32) / rotary_width
+  frequency = 1.0 / (scale * base**exponent)
+  if llama3 is None:
+    return frequency
+  factor, low, high, length = llama3
+  turns = length * frequency / (2 * math.pi)
+  keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return frequency * (keep + (1.0 - keep) / factor)
+
+
+def rope_tables(
+  positions: jax.Array, frequency: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine of every angle: `[..., T]` -> two `[..., T, pairs]`."""
+  angle = jnp.expand_dims(positions.astype(jnp.float32), -1) * jnp.reshape(
+    frequency, (1,) * positions.ndim + (-1,)
+  )
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(
+  x: jax.Array, tables: tuple[jax.Array, jax.Array], variant: str
+) -> jax.Array:
+  """Rotates the leading coordinates of each head.
+
+  Args:
+    x: `[..., T, N, E]`, N heads of any kind.
+    tables: from `rope_tables`, `[..., T, pairs]`.
+    variant: "half" or "interleaved".
+  """
+  cos, sin = (jnp.expand_dims(t, -2).astype(x.dtype) for t in tables)
+  pairs = cos.shape[-1]
+  turned, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
+  if variant == "half":
+    a, b = turned[..., :pairs], turned[..., pairs:]
+    parts = [a * cos - b * sin, b * cos + a * sin]
+  else:
+    a, b = turned[..., ::2], turned[..., 1::2]
+    pair = jnp.stack([a * cos - b * sin, b * cos + a * sin], -1)
+    parts = [pair.reshape(turned.shape)]
+  if rest.shape[-1]:
+    parts.append(rest)
+  return jnp.concatenate(parts, -1) if len(parts) > 1 else parts[0]
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+  """cap * tanh(x / cap): bounds x smoothly; None leaves it."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def causal_mask(
+  positions: jax.Array,
+  window: int | None,
+  segment_ids: jax.Array | None = None,
+) -> jax.Array:
+  """Who may read whom in a full forward, `[B or 1, T, T]` (reader first).
+
+  Later tokens are those with a greater index. A window counts positions back,
+  the reader included; segments do not read each other.
+  """
+  index = jnp.arange(positions.shape[1])
+  mask = (index[:, None] >= index[None, :])[None]
+  if window is not None:
+    distance = positions[:, :, None] - positions[:, None, :]
+    mask = mask & (distance < window)
+  if segment_ids is not None:
+    mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
+  return mask
+
+
+def full_attention(
+  queries: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
+  mask: jax.Array,
+  *,
+  cap: float | None = None,
+) -> jax.Array:
+  """Attention within whole sequences.
+
+  Args:
+    queries: `[B, T, J, Q, E]`, scaled already.
+    keys: `[B, J, T, E]`.
+    values: `[B, J, T, E]`.
+    mask: `[B or 1, T, T]` from `causal_mask`.
+    cap: soft cap of the scores.
+
+  Returns:
+    `[B, T, J * Q * E]`.
+  """
+  batch, length, heads, group, width = queries.shape
+  scores = jnp.einsum(
+    "btjqe,bjse->bjqts", queries, keys, preferred_element_type=jnp.float32
+  )
+  scores = jnp.where(mask[:, None, None], soft_cap(scores, cap), MASKED)
+  weights = jax.nn.softmax(scores, -1).astype(values.dtype)
+  mixed = jnp.einsum("bjqts,bjse->btjqe", weights, values)
+  return mixed.reshape(batch, length, heads * group * width)
+
+
+def cached_attention(
+  queries: jax.Array,
+  prefix: tuple[jax.Array, jax.Array],
+  suffix: tuple[jax.Array, jax.Array],
+  prefix_mask: jax.Array,
+  suffix_mask: jax.Array,
+  *,
+  cap: float | None = None,
+) -> jax.Array:
+  """Attention over a shared prefix and private suffixes.
+
+  Args:
+    queries: `[B, G, T, J, Q, E]`, scaled already.
+    prefix: keys and values `[B, J, C, E]`.
+    suffix: keys and values `[B, G, J, S, E]`.
+    prefix_mask: `[B, G or 1, T or 1, C]`.
+    suffix_mask: `[B or 1, G or 1, T, S]`.
+    cap: soft cap of the scores.
+
+  Returns:
+    `[B, G, T, J * Q * E]`.
+  """
+  b, g, t, j, q, e = queries.shape
+  shared = queries.transpose(0, 3, 1, 2, 4, 5)  # [B, J, G, T, Q, E]
+  private = queries.transpose(0, 1, 3, 2, 4, 5)  # [B, G, J, T, Q, E]
+
+  def scores(spec, rows, keys, mask):
+    s = jnp.einsum(spec, rows, keys, preferred_element_type=jnp.float32)
+    return jnp.where(mask, soft_cap(s, cap), MASKED)
+
+  s1 = scores(
+    "bjre,bjce->bjrc", shared.reshape(b, j, g * t * q, e), prefix[0], True
+  ).reshape(b, j, g, t, q, -1)
+  s1 = jnp.where(prefix_mask[:, None, :, :, None, :], s1, MASKED)
+  s2 = scores(
+    "bgjre,bgjse->bgjrs", private.reshape(b, g, j, t * q, e), suffix[0], True
+  ).reshape(b, g, j, t, q, -1)
+  s2 = jnp.where(suffix_mask[:, :, None, :, None, :], s2, MASKED)
+
+  # Only maxima, sums and mixed values change places, never the scores.
+  top1 = s1.max(-1).swapaxes(1, 2)
+  top = jax.lax.stop_gradient(jnp.maximum(top1, s2.max(-1)))
+  w1 = jnp.exp(s1 - top.swapaxes(1, 2)[..., None])
+  w2 = jnp.exp(s2 - top[..., None])
+  total = w1.sum(-1).swapaxes(1, 2) + w2.sum(-1)
+  dtype = prefix[1].dtype
+  y1 = jnp.einsum(
+    "bjrc,bjce->bjre",
+    w1.astype(dtype).reshape(b, j, g * t * q, -1),
+    prefix[1],
+    preferred_element_type=jnp.float32,
+  ).reshape(b, j, g, t, q, e)
+  y2 = jnp.einsum(
+    "bgjrs,bgjse->bgjre",
+    w2.astype(dtype).reshape(b, g, j, t * q, -1),
+    suffix[1],
+    preferred_element_type=jnp.float32,
+  ).reshape(b, g, j, t, q, e)
+  mixed = (y1.swapaxes(1, 2) + y2) / total[..., None]
+  mixed = mixed.transpose(0, 1, 3, 2, 4, 5).astype(queries.dtype)
+  return mixed.reshape(b, g, t, j * q * e)

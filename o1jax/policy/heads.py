@@ -1,0 +1,49 @@
+"""What is read off the trunk: the next token's logits and the value."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from o1jax.policy import attention
+from o1jax.policy.config import TransformerConfig
+
+
+class PolicyHead(nn.Module):
+  """Hidden states `[..., D]` to float32 logits `[..., V]`."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
+    """`embedding` `[V, D]` is used where the config ties it."""
+    c = self.config
+    if c.tied_embeddings:
+      kernel, axis = embedding, 1
+    else:
+      start = nn.initializers.normal(c.width**-0.5)
+      shape = (c.width, c.vocab_size)
+      kernel, axis = self.param("kernel", start, shape, jnp.float32), 0
+    logits = jax.lax.dot_general(
+      hidden,
+      kernel.astype(hidden.dtype),
+      (((hidden.ndim - 1,), (axis,)), ((), ())),
+      preferred_element_type=jnp.float32,
+    )
+    return attention.soft_cap(logits, c.final_soft_cap)
+
+
+class ValueHead(nn.Module):
+  """Hidden states `[..., D]` to the logit of the value, float32 `[...]`.
+
+  The last layer starts at zero: an untrained value is one half everywhere.
+  """
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, hidden: jax.Array) -> jax.Array:
+    x = hidden.astype(jnp.float32)
+    if self.config.value_hidden_width:
+      x = jax.nn.gelu(nn.Dense(self.config.value_hidden_width, name="up")(x))
+    last = nn.Dense(1, kernel_init=nn.initializers.zeros, name="out")
+    return last(x)[..., 0]

@@ -1,0 +1,184 @@
+"""The network as pure functions: trunk, policy head, value head.
+
+`make_network` is all that the other rooms see of Flax. Parameters are a plain
+nested dict: "trunk" (embedding, layer_0 ..., final_norm), "policy_head" and
+"value_head".
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from o1jax.policy.config import TransformerConfig
+from o1jax.policy.heads import PolicyHead, ValueHead
+from o1jax.policy.transformer import Decoder
+
+Params = Any
+FEATURE_PERIODS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 16, 20, 32, 50, 64, 100)
+
+
+class Network(NamedTuple):
+  """A policy with a value, as functions of parameters.
+
+  Attributes:
+    config: what it was made from.
+    init: `(key) -> params`.
+    apply: `(params, tokens, positions, cache=None, *, slot=None,
+      segment_ids=None) -> (hidden, cache)`. Hidden states are those after the
+      final norm.
+      Without a cache: tokens and positions `[B, T]`, padded on the right; a
+      token reads those of its row (and of its segment in `segment_ids` `[B,
+      T]`) with a lower or equal index; hidden is `[B, T, D]` and the cache
+      returned is a `Prefix` of all T slots.
+      With a `Cache`: tokens and positions `[B, G, T]` are appended behind each
+      row's suffix (positions of one row are consecutive); hidden is `[B, G, T,
+      D]`. Where all rows write at one slot, give it as the scalar `slot`; rows
+      that ended earlier then get waste behind their end, and their
+      `suffix_lengths` are the caller's to keep. The caller sees to capacity.
+    policy_logits: `(params, hidden [..., D]) -> [..., V]` float32.
+    value_logits: `(params, hidden [..., D]) -> [...]` float32.
+    value: the same through the sigmoid, in (0, 1): expected return.
+  """
+
+  config: TransformerConfig
+  init: Callable[[jax.Array], Params]
+  apply: Callable[..., tuple[jax.Array, Any]]
+  policy_logits: Callable[[Params, jax.Array], jax.Array]
+  value_logits: Callable[[Params, jax.Array], jax.Array]
+  value: Callable[[Params, jax.Array], jax.Array]
+
+
+def make_network(
+  config: TransformerConfig, number_values: np.ndarray | None = None
+) -> Network:
+  """Builds the network of a config.
+
+  Args:
+    config: see `TransformerConfig`.
+    number_values: `[V]` value of every piece that is a number, NaN for the
+      others; used by `config.number_features`.
+
+  Raises:
+    ValueError: number features without values, or of another vocabulary.
+  """
+  if config.number_features:
+    found = None if number_values is None else np.shape(number_values)
+    if found != (config.vocab_size,):
+      raise ValueError(
+        f"number_features needs number_values of shape ({config.vocab_size},), "
+        f"got {found}: pass the tokenizer's number_values()"
+      )
+  decoder = Decoder(config)
+  policy_head, value_head = PolicyHead(config), ValueHead(config)
+
+  def init(key):
+    trunk_key, policy_key, value_key, number_key = jax.random.split(key, 4)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    hidden = jnp.zeros((1, config.width), config.dtype)
+    trunk = decoder.init(trunk_key, tokens, tokens, None, None, None)["params"]
+    embedding = trunk["embedding"]
+    if config.number_features:
+      embedding = with_number_features(number_key, embedding, number_values)
+    head = policy_head.init(policy_key, hidden, embedding)
+    return {
+      "trunk": {**trunk, "embedding": embedding},
+      "policy_head": head["params"] if "params" in head else {},
+      "value_head": value_head.init(value_key, hidden)["params"],
+    }
+
+  def apply(
+    params, tokens, positions, cache=None, *, slot=None, segment_ids=None
+  ):
+    return decoder.apply(
+      {"params": params["trunk"]}, tokens, positions, cache, slot, segment_ids
+    )
+
+  def policy_logits(params, hidden):
+    return policy_head.apply(
+      {"params": params["policy_head"]}, hidden, params["trunk"]["embedding"]
+    )
+
+  def value_logits(params, hidden):
+    return value_head.apply({"params": params["value_head"]}, hidden)
+
+  def value(params, hidden):
+    return jax.nn.sigmoid(value_logits(params, hidden))
+
+  return Network(config, init, apply, policy_logits, value_logits, value)
+
+
+def number_features(values: np.ndarray) -> np.ndarray:
+  """What a number is like: its size and its remainders.
+
+  `[N] -> [N, 2 + 2 periods]`: log(1 + v), v / 100, and sine and cosine of v at
+  FEATURE_PERIODS, so that both nearness and divisibility are linear in it.
+  """
+  v = np.asarray(values, np.float64)[:, None]
+  angle = 2 * np.pi * v / np.asarray(FEATURE_PERIODS, np.float64)[None, :]
+  size = [np.log1p(np.abs(v)), v / 100]
+  return np.concatenate([*size, np.cos(angle), np.sin(angle)], 1)
+
+
+def with_number_features(
+  key: jax.Array, embedding: jax.Array, number_values: np.ndarray
+) -> jax.Array:
+  """Embeddings `[V, D]` whose number rows are a projection of their features.
+
+  Rows keep the scale of the embedding they replace.
+  """
+  is_number = ~np.isnan(number_values)
+  features = number_features(np.where(is_number, number_values, 0.0))
+  spread = features[is_number].std(0, keepdims=True)
+  features = features / np.where(spread > 1e-6, spread, 1.0)
+  projection = jax.random.normal(
+    key, (features.shape[1], embedding.shape[1]), jnp.float32
+  )
+  rows = jnp.asarray(features, jnp.float32) @ projection
+  rms = jnp.sqrt(jnp.mean(jnp.square(rows), -1, keepdims=True))
+  rows = rows / rms * jnp.std(embedding)
+  return jnp.where(jnp.asarray(is_number)[:, None], rows, embedding)
+
+
+def next_token_log_probs(
+  network: Network,
+  params: Params,
+  tokens: jax.Array,
+  lengths: jax.Array,
+  *,
+  first_position: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+  """What a loss needs of whole rows.
+
+  Args:
+    network: the network.
+    params: its parameters.
+    tokens: `[B, T]` padded on the right.
+    lengths: `[B]`.
+    first_position: static; earlier positions, which lie in every row's prompt,
+      get log-prob 0 and are spared the product with the vocabulary.
+
+  Returns:
+    `(log_probs, value_logits)`, `[B, T]` float32: position t holds the
+    log-prob of token t + 1 (0 at the last token and in padding) and the
+    value's logit after tokens 0 .. t.
+  """
+  batch, length = tokens.shape
+  index = jnp.arange(length, dtype=jnp.int32)[None, :]
+  positions = jnp.broadcast_to(index, (batch, length))
+  hidden, _ = network.apply(params, tokens, positions)
+  logits = network.policy_logits(params, hidden[:, first_position:])
+  following = jnp.roll(tokens, -1, axis=1)[:, first_position:]
+  log_probs = selected_log_probs(logits, following)
+  log_probs = jnp.pad(log_probs, ((0, 0), (first_position, 0)))
+  is_known = index + 1 < lengths[:, None]
+  log_probs = jnp.where(is_known, log_probs, 0.0)
+  return log_probs, network.value_logits(params, hidden)
+
+
+def selected_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """log softmax(logits)[token]: `[..., V]`, `[...]` -> `[...]`."""
+  picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  return picked - jax.nn.logsumexp(logits, axis=-1)

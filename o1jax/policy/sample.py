@@ -1,0 +1,397 @@
+"""Drawing tokens, and decoding rows until they stop.
+
+A draw needs one uniform number. Without truncation it is a two-level inverse
+CDF: exponentials, their sums over blocks, the block that holds the number, the
+token within it; noise for every token of the vocabulary would cost a fifth of
+the decoding speed. The log-prob of the token under the distribution it was
+really drawn from comes from the same pass.
+
+`decode_rows` continues each context in G rows in one loop that ends as soon as
+every row has. A row's numbers come from its own key before the loop starts, so
+its tokens do not depend on what else is in the batch.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from o1jax.policy.cache import Cache, LayerArrays, Prefix, make_cache
+from o1jax.policy.network import Network
+
+Params = Any
+COLD = 1e30  # inverse temperature that leaves only the likeliest tokens
+BELOW_ONE = 1.0 - 1e-6  # keeps a draw inside a sum that was rounded
+NOTHING = -1e30
+
+
+@struct.dataclass
+class SamplingControls:
+  """How to draw; made by `make_controls`, scalars float32 or int32.
+
+  Attributes:
+    temperature: divides the logits; 0 takes the likeliest token.
+    top_k: draw among so many likeliest tokens; 0 for all.
+    top_p: draw among the fewest likeliest tokens that hold this probability,
+      after top_k; 1 for all. arXiv 1904.09751.
+    min_p: draw among tokens at least this likely, relative to the likeliest; 0
+      for all. arXiv 2407.01082.
+    is_truncated: static; False compiles a sampler without the last three.
+  """
+
+  temperature: jax.Array
+  top_k: jax.Array
+  top_p: jax.Array
+  min_p: jax.Array
+  is_truncated: bool = struct.field(pytree_node=False, default=False)
+
+
+def make_controls(
+  *,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  min_p: float = 0.0,
+) -> SamplingControls:
+  """Checks the settings; tokens with equal logits stay or go together.
+
+  Raises:
+    ValueError: a setting out of range.
+  """
+  if temperature < 0:
+    raise ValueError(f"temperature={temperature} must be 0 (greedy) or more")
+  if top_k < 0:
+    raise ValueError(f"top_k={top_k} must be 0 (off) or more")
+  if not 0 < top_p <= 1:
+    raise ValueError(f"top_p={top_p} must be above 0 and at most 1 (off)")
+  if not 0 <= min_p <= 1:
+    raise ValueError(f"min_p={min_p} must be between 0 (off) and 1")
+  return SamplingControls(
+    temperature=jnp.float32(temperature),
+    top_k=jnp.int32(top_k),
+    top_p=jnp.float32(top_p),
+    min_p=jnp.float32(min_p),
+    is_truncated=top_k > 0 or top_p < 1 or min_p > 0,
+  )
+
+
+def shape_logits(logits: jax.Array, controls: SamplingControls) -> jax.Array:
+  """Logits of the distribution to draw from, up to a constant a row.
+
+  `[..., V]` -> `[..., V]` with the largest at 0; tokens cut off get NOTHING.
+  """
+  is_greedy = controls.temperature <= 0
+  warm = jnp.where(is_greedy, 1.0, controls.temperature)
+  inverse = jnp.where(is_greedy, COLD, 1.0 / warm)
+  scaled = (logits - logits.max(-1, keepdims=True)) * inverse
+  if not controls.is_truncated:
+    return scaled
+  return jnp.where(scaled >= _cutoff(scaled, controls), scaled, NOTHING)
+
+
+def _cutoff(scaled, controls):
+  """The least logit that stays, `[..., 1]`."""
+  size = scaled.shape[-1]
+  falling = -jnp.sort(-scaled, axis=-1)
+  k = jnp.where(controls.top_k > 0, controls.top_k, size)
+  rank = jnp.arange(size).reshape((1,) * (scaled.ndim - 1) + (size,))
+  mass = jnp.where(rank < k, jnp.exp(falling), 0.0)
+  above = jnp.cumsum(mass, -1) - mass
+  stays = (rank < k) & (above < controls.top_p * mass.sum(-1, keepdims=True))
+  stays = stays | (rank == 0)
+  least = jnp.min(jnp.where(stays, falling, jnp.inf), -1, keepdims=True)
+  return jnp.maximum(least, jnp.log(controls.min_p))
+
+
+def sample_tokens(
+  logits: jax.Array, uniforms: jax.Array, controls: SamplingControls
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Draws one token per row.
+
+  Args:
+    logits: `[..., V]` float32.
+    uniforms: `[...]` in [0, 1), one per row.
+    controls: temperature and truncation.
+
+  Returns:
+    `(tokens, behavior_log_probs, policy_log_probs)`, all `[...]`: the first
+    log-prob is that of the distribution drawn from (after temperature and
+    truncation, renormalised; 0 at temperature 0), the second the policy's own.
+  """
+  shaped = shape_logits(logits, controls)
+  mass = jnp.exp(shaped)
+  is_greedy = controls.temperature <= 0
+  # Greedy rows take the first of the likeliest tokens.
+  tokens, total = _inverse_cdf(mass, jnp.where(is_greedy, 0.0, uniforms))
+  drawn = _pick(shaped, tokens) - jnp.log(total)
+  behavior = jnp.where(is_greedy, 0.0, drawn)
+  policy = _pick(logits, tokens) - jax.nn.logsumexp(logits, -1)
+  return tokens, behavior, policy
+
+
+def _inverse_cdf(mass, uniforms):
+  """Index at which the cumulative mass passes uniforms * total; the total."""
+  size = mass.shape[-1]
+  block = 1 << max(3, round(math.log2(size) / 2))
+  blocks = -(-size // block)
+  pad = [(0, 0)] * (mass.ndim - 1) + [(0, blocks * block - size)]
+  mass = jnp.pad(mass, pad).reshape(*mass.shape[:-1], blocks, block)
+  sums = mass.sum(-1)
+  reached = jnp.cumsum(sums, -1)
+  total = reached[..., -1]
+  target = jnp.minimum(uniforms, BELOW_ONE) * total
+  which = _first((reached > target[..., None]) & (sums > 0))
+  before = _pick(reached - sums, which)
+  row = jnp.take_along_axis(mass, which[..., None, None], -2)[..., 0, :]
+  within = jnp.cumsum(row, -1)
+  rest = jnp.clip(target - before, 0.0, BELOW_ONE * within[..., -1])
+  inside = _first((within > rest[..., None]) & (row > 0))
+  return which * block + inside, total
+
+
+def _first(mask):
+  """Index of the first True along the last axis; the last index if none."""
+  size = mask.shape[-1]
+  index = jnp.arange(size, dtype=jnp.int32).reshape(
+    (1,) * (mask.ndim - 1) + (size,)
+  )
+  return jnp.min(jnp.where(mask, index, size - 1), -1)
+
+
+def _pick(array, index):
+  return jnp.take_along_axis(array, index[..., None], -1)[..., 0]
+
+
+@struct.dataclass
+class DecodedRows:
+  """What `decode_rows` wrote. G rows of each of B problems, S slots a row.
+
+  Attributes:
+    tokens: `[B, G, S]` int32, pad after the end.
+    lengths: `[B, G]` int32 tokens written, stop or end token included.
+    behavior_log_probs: `[B, G, S]` under the distribution drawn from.
+    policy_log_probs: `[B, G, S]` under the policy itself.
+    last_hidden: `[B, G, D]` at the last token written; the value after it and
+      the first token of what follows are read from here.
+    ended: `[B, G]` True where the last token is the end token.
+    stopped: `[B, G]` True where it is a stop token. Neither: out of room.
+    keys: one `[B, G, J, S, E]` per layer; slots from `lengths` on are waste.
+    values: one `[B, G, J, S, E]` per layer.
+  """
+
+  tokens: jax.Array
+  lengths: jax.Array
+  behavior_log_probs: jax.Array
+  policy_log_probs: jax.Array
+  last_hidden: jax.Array
+  ended: jax.Array
+  stopped: jax.Array
+  keys: LayerArrays
+  values: LayerArrays
+
+
+def row_uniforms(keys: jax.Array, max_new_tokens: int) -> jax.Array:
+  """All numbers a row will draw with: keys `[B, G]` -> `[B, G, S]`."""
+
+  def one(key):
+    return jax.random.uniform(key, (max_new_tokens,))
+
+  return jax.vmap(jax.vmap(one))(keys)
+
+
+def decode_rows(
+  network: Network,
+  params: Params,
+  keys: jax.Array,
+  last_hidden: jax.Array,
+  next_positions: jax.Array,
+  prefix: Prefix,
+  *,
+  num_rows: int,
+  max_new_tokens: int,
+  stop_ids: tuple[int, ...],
+  eos_id: int,
+  pad_id: int,
+  controls: SamplingControls,
+  is_active: jax.Array | None = None,
+) -> DecodedRows:
+  """Continues each context in G rows until each has stopped.
+
+  The last token of a row is itself run through the network, so that its value
+  can be read and decoding can go on from it with nothing computed again.
+
+  Args:
+    network: the network.
+    params: its parameters.
+    keys: `[B, G]` typed keys, one per row.
+    last_hidden: `[B, D]` hidden state the first token is drawn from.
+    next_positions: `[B]` position of the first new token.
+    prefix: the context; holes are allowed.
+    num_rows: G.
+    max_new_tokens: S, slots of a row.
+    stop_ids: tokens that end a row (the end of a step).
+    eos_id: the token that ends a row and its solution.
+    pad_id: fills rows after their end.
+    controls: how to draw.
+    is_active: `[B]`; False writes nothing for the problem (length 0). None:
+      all are active.
+  """
+  batch, width = last_hidden.shape
+  if is_active is None:
+    is_active = jnp.ones((batch,), bool)
+  state = start_rows(
+    make_cache(prefix, num_rows=num_rows, capacity=max_new_tokens),
+    jnp.broadcast_to(last_hidden[:, None], (batch, num_rows, width)),
+    jnp.broadcast_to(is_active[:, None], (batch, num_rows)),
+    max_new_tokens,
+    pad_id,
+  )
+  state = run_rows(
+    network,
+    params,
+    state,
+    row_uniforms(keys, max_new_tokens),
+    next_positions,
+    end=max_new_tokens,
+    stop_ids=stop_ids,
+    eos_id=eos_id,
+    pad_id=pad_id,
+    controls=controls,
+  )
+  return DecodedRows(
+    tokens=state.tokens,
+    lengths=state.lengths,
+    behavior_log_probs=state.behavior_log_probs,
+    policy_log_probs=state.policy_log_probs,
+    last_hidden=state.hidden,
+    ended=state.ended,
+    stopped=state.stopped,
+    keys=state.cache.keys,
+    values=state.cache.values,
+  )
+
+
+@struct.dataclass
+class RowState:
+  """Rows while they are decoded.
+
+  Attributes:
+    index: scalar slot the next tokens go to; counts up.
+    cache: prefix (not changed) and suffixes, written at `index`.
+    hidden: `[B, G, D]` at each row's last token.
+    is_alive: `[B, G]` rows that go on.
+    ended: `[B, G]` rows that drew the end token.
+    stopped: `[B, G]` rows that drew a stop token.
+    lengths: `[B, G]` tokens written.
+    tokens: `[B, G, S]`, written at `index`.
+    behavior_log_probs: `[B, G, S]`, written at `index`.
+    policy_log_probs: `[B, G, S]`, written at `index`.
+  """
+
+  index: jax.Array
+  cache: Cache
+  hidden: jax.Array
+  is_alive: jax.Array
+  ended: jax.Array
+  stopped: jax.Array
+  lengths: jax.Array
+  tokens: jax.Array
+  behavior_log_probs: jax.Array
+  policy_log_probs: jax.Array
+
+
+def start_rows(
+  cache: Cache,
+  hidden: jax.Array,
+  is_alive: jax.Array,
+  max_new_tokens: int,
+  pad_id: int,
+) -> RowState:
+  """Rows that have written nothing yet."""
+  rows = is_alive.shape
+  return RowState(
+    index=jnp.int32(0),
+    cache=cache,
+    hidden=hidden,
+    is_alive=is_alive,
+    ended=jnp.zeros(rows, bool),
+    stopped=jnp.zeros(rows, bool),
+    lengths=jnp.zeros(rows, jnp.int32),
+    tokens=jnp.full((*rows, max_new_tokens), pad_id, jnp.int32),
+    behavior_log_probs=jnp.zeros((*rows, max_new_tokens), jnp.float32),
+    policy_log_probs=jnp.zeros((*rows, max_new_tokens), jnp.float32),
+  )
+
+
+def run_rows(
+  network: Network,
+  params: Params,
+  state: RowState,
+  uniforms: jax.Array,
+  next_positions: jax.Array,
+  *,
+  end: int,
+  stop_ids: tuple[int, ...],
+  eos_id: int,
+  pad_id: int,
+  controls: SamplingControls,
+  min_alive: int = 1,
+) -> RowState:
+  """Decodes up to slot `end`, or until fewer than `min_alive` rows go on.
+
+  `uniforms` `[B, G, S]` and `next_positions` `[B]` are indexed by slot from the
+  start of the rows, so a run may be cut anywhere and taken up again.
+  """
+
+  def goes_on(state):
+    return (state.index < end) & (state.is_alive.sum() >= min_alive)
+
+  def body(state):
+    logits = network.policy_logits(params, state.hidden)
+    u = jax.lax.dynamic_index_in_dim(uniforms, state.index, 2, keepdims=False)
+    drawn, behavior, policy = sample_tokens(logits, u, controls)
+    state = _record(state, drawn, behavior, policy, stop_ids, eos_id, pad_id)
+    return _advance(network, params, state, next_positions, drawn, pad_id)
+
+  return jax.lax.while_loop(goes_on, body, state)
+
+
+def _record(state, drawn, behavior, policy, stop_ids, eos_id, pad_id):
+  """Writes the tokens drawn where rows are alive, and notes who stops."""
+  alive = state.is_alive
+
+  def put(array, new, blank):
+    new = jnp.where(alive, new, blank)[:, :, None]
+    return jax.lax.dynamic_update_slice(array, new, (0, 0, state.index))
+
+  is_stop = jnp.zeros(alive.shape, bool)
+  for stop in stop_ids:
+    is_stop = is_stop | (drawn == stop)
+  return state.replace(
+    ended=state.ended | (alive & (drawn == eos_id)),
+    stopped=state.stopped | (alive & is_stop),
+    lengths=state.lengths + alive,
+    tokens=put(state.tokens, drawn, pad_id),
+    behavior_log_probs=put(state.behavior_log_probs, behavior, 0.0),
+    policy_log_probs=put(state.policy_log_probs, policy, 0.0),
+  )
+
+
+def _advance(network, params, state, next_positions, drawn, pad_id):
+  """Runs the tokens just written through the network."""
+  alive = state.is_alive
+  token = jnp.where(alive, drawn, pad_id)[:, :, None]
+  positions = jnp.broadcast_to(
+    (next_positions + state.index)[:, None, None], token.shape
+  )
+  hidden, cache = network.apply(
+    params, token, positions, state.cache, slot=state.index
+  )
+  return state.replace(
+    index=state.index + 1,
+    cache=cache.replace(suffix_lengths=state.lengths),
+    hidden=jnp.where(alive[:, :, None], hidden[:, :, 0], state.hidden),
+    is_alive=alive & ~state.ended & ~state.stopped,
+  )

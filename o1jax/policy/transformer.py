@@ -1,0 +1,250 @@
+"""The decoder: embedding, blocks, final norm.
+
+One module for all families (see `config`). A block is attention and a
+feed-forward layer, each normed before and/or after and added to the stream:
+
+  x <- x + after(attend(before(x)));  x <- x + after(mlp(before(x)))
+
+Layers are unrolled and every layer has its own parameters: a slice of a stack
+inside a decoding loop is a copy on CPU. Queries, keys and values come from one
+product, gate and up from another. Weights are stored [in, out].
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from o1jax.policy import attention
+from o1jax.policy.cache import Cache, Prefix
+from o1jax.policy.config import TransformerConfig, layer_values
+
+# How a block attends is given to it: (queries, keys, values) of its tokens ->
+# mixed values and the keys and values to keep.
+AttendFn = Callable[
+  [jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]
+]
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale in float32 over the last axes. arXiv 1910.07467."""
+
+  config: TransformerConfig
+  num_axes: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    plus_one = self.config.norm_plus_one
+    start = nn.initializers.zeros if plus_one else nn.initializers.ones
+    axes = tuple(range(-self.num_axes, 0))
+    shape = tuple(x.shape[a] for a in axes)
+    scale = self.param("scale", start, (_size(shape),), jnp.float32)
+    scale = (1.0 + scale if plus_one else scale).reshape(
+      (1,) * (x.ndim - self.num_axes) + shape
+    )
+    y = x.astype(jnp.float32)
+    square = jnp.mean(jnp.square(y), axes, keepdims=True)
+    y = y * jax.lax.rsqrt(square + self.config.norm_eps)
+    return (y * scale).astype(x.dtype)
+
+
+class Linear(nn.Module):
+  """x @ kernel + bias over the last axis; `[..., in] -> [..., *features]`."""
+
+  features: tuple[int, ...]
+  use_bias: bool
+  gain: float = 1.0
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    start = nn.initializers.normal(self.gain * x.shape[-1] ** -0.5)
+    shape = (x.shape[-1], *self.features)
+    kernel = self.param("kernel", start, shape, jnp.float32).astype(x.dtype)
+    y = _project(x, kernel)
+    if self.use_bias:
+      bias = self.param(
+        "bias", nn.initializers.zeros, self.features, jnp.float32
+      )
+      lead = (1,) * (y.ndim - len(self.features))
+      y = y + bias.astype(x.dtype).reshape(lead + self.features)
+    return y
+
+
+class Block(nn.Module):
+  """One layer: attention and feed-forward, with the norms around them."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x, tables, attend: AttendFn):
+    c = self.config
+
+    def normed(name, y, wanted):
+      return RMSNorm(c, name=name)(y) if wanted else y
+
+    y, keys, values = self._attention(
+      normed("attention_norm", x, c.norm_before), tables, attend
+    )
+    x = x + normed("attention_after_norm", y, c.norm_after)
+    y = self._feed_forward(normed("mlp_norm", x, c.norm_before))
+    return x + normed("mlp_after_norm", y, c.norm_after), keys, values
+
+  def _attention(self, x, tables, attend):
+    c = self.config
+    heads, group, width = c.num_kv_heads, c.group, c.head_width
+    # Columns run by key/value head: its queries, its key, its value. So a
+    # split over heads keeps what belongs together on one device.
+    qkv = Linear((heads * (group + 2) * width,), c.qkv_bias, name="qkv")(
+      x
+    ).reshape(*x.shape[:-1], heads, group + 2, width)
+    q, k, v = qkv[..., :group, :], qkv[..., group, :], qkv[..., group + 1, :]
+    if c.qk_norm == "head":
+      q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
+    elif c.qk_norm == "whole":
+      q = RMSNorm(c, 3, name="q_norm")(q)
+      k = RMSNorm(c, 2, name="k_norm")(k)
+    flat = q.reshape(*x.shape[:-1], heads * group, width)
+    q = attention.rotate(flat, tables, c.rope_variant).reshape(q.shape)
+    k = attention.rotate(k, tables, c.rope_variant)
+    scale = width**-0.5 if c.query_scale is None else c.query_scale
+    y, keys, values = attend(q * scale, k, v)
+    gain = (2 * c.num_layers) ** -0.5
+    return Linear((c.width,), c.out_bias, gain, name="out")(y), keys, values
+
+  def _feed_forward(self, x):
+    c = self.config
+    gain = (2 * c.num_layers) ** -0.5
+    if c.activation == "gelu":
+      h = jax.nn.gelu(Linear((c.ffn_width,), c.mlp_bias, name="up")(x))
+    else:
+      h = Linear((2, c.ffn_width), c.mlp_bias, name="gate_up")(x)
+      act = jax.nn.silu if c.activation == "swiglu" else jax.nn.gelu
+      h = act(h[..., 0, :]) * h[..., 1, :]
+    return Linear((c.width,), c.mlp_bias, gain, name="down")(h)
+
+
+class Decoder(nn.Module):
+  """Tokens to hidden states; see `network.Network.apply` for the contract."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, tokens, positions, cache, slot, segment_ids):
+    c = self.config
+    std = c.width**-0.5 if c.tied_embeddings else 1.0
+    embedding = self.param(
+      "embedding",
+      nn.initializers.normal(std),
+      (c.vocab_size, c.width),
+      jnp.float32,
+    )
+    x = embedding[tokens].astype(c.dtype) * c.embedding_scale
+    if cache is None:
+      attends = _full_attends(c, positions, segment_ids)
+    else:
+      attends = _cached_attends(c, positions, cache, slot)
+    keys, values = [], []
+    tables = _rope_tables(c, positions)
+    for i in range(c.num_layers):
+      x, k, v = Block(c, name=f"layer_{i}")(x, tables[i], attends[i])
+      keys.append(k)
+      values.append(v)
+    hidden = RMSNorm(c, name="final_norm")(x)
+    if cache is not None:
+      return hidden, cache.replace(
+        keys=tuple(keys),
+        values=tuple(values),
+        suffix_lengths=cache.suffix_lengths + tokens.shape[2],
+      )
+    mask = jnp.ones(tokens.shape, bool)
+    return hidden, Prefix(tuple(keys), tuple(values), positions, mask)
+
+
+def _rope_tables(c: TransformerConfig, positions):
+  """One pair of tables per layer; layers of one base share theirs."""
+  rotary = c.head_width if c.rotary_width is None else c.rotary_width
+  bases = layer_values(c.rope_base, c.num_layers)
+  scales = layer_values(c.rope_scale, c.num_layers)
+  made = {}
+  for pair in zip(bases, scales, strict=True):
+    if pair not in made:
+      frequency = attention.rope_frequencies(rotary, *pair, c.rope_llama3)
+      made[pair] = attention.rope_tables(positions, frequency)
+  return [made[pair] for pair in zip(bases, scales, strict=True)]
+
+
+def _full_attends(c: TransformerConfig, positions, segment_ids):
+  """Each layer's attention within the sequences given."""
+
+  def make(window):
+    mask = attention.causal_mask(positions, window, segment_ids)
+
+    def attend(q, k, v):
+      k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+      y = attention.full_attention(q, k, v, mask, cap=c.attention_soft_cap)
+      return y, k, v
+
+    return attend
+
+  return [make(w) for w in layer_values(c.sliding_window, c.num_layers)]
+
+
+def _cached_attends(c: TransformerConfig, positions, cache: Cache, slot):
+  """Each layer's attention over the cache, to which it first writes."""
+  num_tokens = positions.shape[2]
+  # [B, G, T] slot of every new token; rank 1 where all rows write alike.
+  start = cache.suffix_lengths[:, :, None] if slot is None else slot
+  offset = jnp.arange(num_tokens, dtype=jnp.int32)[None, None, :]
+  slots = start + offset
+  index = jnp.arange(cache.capacity, dtype=jnp.int32)[None, None, None, :]
+  distance = slots[..., None] - index
+
+  def make(layer, window):
+    prefix_mask = cache.prefix.mask[:, None, None, :]
+    suffix_mask = distance >= 0
+    if window is not None:
+      back = positions[..., None] - cache.prefix.positions[:, None, None, :]
+      prefix_mask = prefix_mask & (back < window)
+      suffix_mask = suffix_mask & (distance < window)
+
+    def attend(q, k, v):
+      k = _write(cache.keys[layer], k, slots, slot)
+      v = _write(cache.values[layer], v, slots, slot)
+      y = attention.cached_attention(
+        q,
+        (cache.prefix.keys[layer], cache.prefix.values[layer]),
+        (k, v),
+        prefix_mask,
+        suffix_mask,
+        cap=c.attention_soft_cap,
+      )
+      return y, k, v
+
+    return attend
+
+  windows = layer_values(c.sliding_window, c.num_layers)
+  return [make(i, w) for i, w in enumerate(windows)]
+
+
+def _write(buffer, new, slots, slot):
+  """New `[B, G, T, J, E]` into `[B, G, J, S, E]` at its slots."""
+  if slot is not None:
+    return jax.lax.dynamic_update_slice(
+      buffer, new.swapaxes(2, 3), (0, 0, 0, slot, 0)
+    )
+  b = jnp.arange(buffer.shape[0])[:, None, None]
+  g = jnp.arange(buffer.shape[1])[None, :, None]
+  return buffer.at[b, g, :, slots].set(new)
+
+
+def _project(x, kernel):
+  """`[..., in]` @ `[in, *features]`."""
+  return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _size(shape):
+  size = 1
+  for n in shape:
+    size *= n
+  return size

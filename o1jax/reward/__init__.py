@@ -1,0 +1,1 @@
+"""Judgements of solutions: of the final answer, later of each step."""

@@ -1,0 +1,164 @@
+"""Rows for an update: how many of each kind, and where they come from.
+
+A mix names kinds of rows and how many of each stand in a batch. Some are
+written by the task (demonstrations), some are what searches found
+(experience). They differ in their weights only (see `LearnerBatch`):
+
+  random_play     demonstrations: legal play, target independent of the play
+  optimal         demonstrations: a solver's path
+  hindsight_play  demonstrations: legal play, relabelled with what it reached
+  search_trace    demonstrations: dead ends and backtracking in one text
+  search          D_search: each step weighted by its share of visits, and the
+                  outcome as the value's target (AlphaGo Zero)
+  expert          D_expert: cloning of correct solutions
+  hindsight       D_search: cloning of failures relabelled with what they reach
+  value           D_search: the outcome as the value's target, nothing else
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from o1jax.experience import Experience, concatenate, make_learner_batch
+from o1jax.solver import Policy
+from o1jax.tasks.task import Task
+from o1jax.types import LearnerBatch, Problem, ScoredSolution
+
+# Kind of row -> kind of demonstration of the task.
+DEMONSTRATIONS = {
+  "random_play": "random_play",
+  "optimal": "optimal",
+  "hindsight_play": "hindsight",
+  "search_trace": "search_trace",
+}
+# Kind of row -> (pool of the experience, policy weights, value positions).
+POOLS = {
+  "search": ("search", "step_weights", "steps"),
+  "expert": ("expert", "ones", "none"),
+  "hindsight": ("hindsight", "ones", "none"),
+  "value": ("search", "zeros", "steps"),
+}
+
+
+def check_mix(mix: Mapping[str, int], task: Task, name: str) -> int:
+  """Returns the rows of a batch.
+
+  Raises:
+    ValueError: an unknown kind of row, one that the task cannot write, a
+      negative number, or no rows at all; names the config field.
+  """
+  for kind, count in mix.items():
+    known = [*DEMONSTRATIONS, *POOLS]
+    if kind not in known:
+      raise ValueError(f"{name}.{kind} is unknown: rows are {', '.join(known)}")
+    if count < 0:
+      raise ValueError(f"{name}.{kind}={count} must be 0 or more")
+    if kind in DEMONSTRATIONS and count:
+      wanted = DEMONSTRATIONS[kind]
+      if wanted not in task.demonstration_kinds:
+        raise ValueError(
+          f"{name}.{kind}={count}, but task {task.name} has no such "
+          f"demonstrations (it has {', '.join(task.demonstration_kinds)}): "
+          "set it to 0"
+        )
+  total = sum(mix.values())
+  if not total:
+    raise ValueError(f"{name} has no rows: set at least one of them above 0")
+  return total
+
+
+def demonstration(
+  policy: Policy, problem: Problem, text: str, tokens: Sequence[int]
+) -> ScoredSolution:
+  """A demonstration as a solution; `tokens` are those of the text."""
+  tokens = np.array([*tokens, policy.tokenizer.eos_id], np.int32)
+  nothing = np.zeros(len(tokens), np.float32)
+  return ScoredSolution(
+    problem=problem,
+    text=text,
+    tokens=tokens,
+    step_weights=np.ones(len(tokens), np.float32),
+    behavior_log_probs=nothing,
+    policy_log_probs=nothing,
+    outcome_reward=0.0,
+    verdict="unchecked",
+    iteration=0,
+    source="demonstration",
+  )
+
+
+class RowMaker:
+  """Makes the batches of one mix."""
+
+  def __init__(self, policy: Policy, task: Task, mix: Mapping[str, int]):
+    self._policy = policy
+    self._task = task
+    self._mix = {kind: count for kind, count in mix.items() if count}
+    self._prompts: dict[str, np.ndarray] = {}
+
+  def batch(
+    self, rng: np.random.Generator, experience: Experience | None = None
+  ) -> tuple[LearnerBatch, int]:
+    """One batch, and the number of rows dropped because they are too long.
+
+    Kinds come in the order of the mix, so that equal generators give equal
+    batches. Rows of a pool that is still empty are left empty.
+    """
+    parts = [
+      self._demonstrations(rng, kind, count)
+      if kind in DEMONSTRATIONS
+      else self._pool_rows(rng, experience, kind, count)
+      for kind, count in self._mix.items()
+    ]
+    batches, dropped = zip(*parts, strict=True)
+    return concatenate(batches), sum(dropped)
+
+  def _demonstrations(self, rng, kind, count):
+    pairs = self._task.demonstrations(DEMONSTRATIONS[kind], rng, count)
+    encode = self._policy.tokenizer.encode_batch
+    prompts = [np.array(p) for p in encode([p.prompt for p, _ in pairs])]
+    texts = encode([text for _, text in pairs])
+    entries = [
+      demonstration(self._policy, *pair, tokens)
+      for pair, tokens in zip(pairs, texts, strict=True)
+    ]
+    return self._lay_out(prompts, entries, "ones", "none")
+
+  def _pool_rows(self, rng, experience, kind, count):
+    pool, policy_weights, value_positions = POOLS[kind]
+    if experience is None or not experience.pool(pool):
+      return self._empty(count), 0
+    entries = experience.sample(rng, count, pool)
+    prompts = [self._prompt(entry.problem) for entry in entries]
+    return self._lay_out(prompts, entries, policy_weights, value_positions)
+
+  def _prompt(self, problem: Problem) -> np.ndarray:
+    if len(self._prompts) > 100_000:
+      self._prompts.clear()
+    if problem.prompt not in self._prompts:
+      ids = self._policy.tokenizer.encode(problem.prompt)
+      self._prompts[problem.prompt] = np.array(ids)
+    return self._prompts[problem.prompt]
+
+  def _lay_out(self, prompts, entries, policy_weights, value_positions):
+    tokenizer = self._policy.tokenizer
+    return make_learner_batch(
+      prompts,
+      entries,
+      length=self._policy.lengths.row_tokens,
+      policy_weights=policy_weights,
+      value_positions=value_positions,
+      step_end_ids=(tokenizer.newline_id, tokenizer.eos_id),
+      pad_id=tokenizer.pad_id,
+    )
+
+  def _empty(self, count: int) -> LearnerBatch:
+    shape = (count, self._policy.lengths.row_tokens)
+    zeros = np.zeros(shape, np.float32)
+    return LearnerBatch(
+      tokens=np.full(shape, self._policy.tokenizer.pad_id, np.int32),
+      lengths=np.zeros(count, np.int32),
+      policy_weights=zeros,
+      value_targets=zeros,
+      value_weights=zeros,
+    )

@@ -1,0 +1,138 @@
+"""What search needs from a model, and what a driver needs from a search.
+
+A `StepModel` turns a node into its A candidate steps; a `Strategy` grows one
+tree per problem with it. No host callback runs inside a compiled program, so a
+round is cut in two where the host may have to speak:
+
+  propose  chooses the nodes to expand and expands them in one batched call;
+  absorb   takes the outcomes in (the device's, or a checker's from the host)
+           and does all the bookkeeping that needs no further expansion.
+
+W is the number of leaves that a tree expands in one round (1 unless the search
+looks ahead, see mcts.py); the other letters are those of types.py.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import struct
+
+from o1jax.search.tree import Tree
+from o1jax.types import Cost, ProblemBatch
+
+
+@struct.dataclass
+class Expansion:
+  """The A candidates of each node that a `step_fn` call expanded.
+
+  Attributes:
+    prior_logits: `[B, W, A]` unnormalised log-probs of the candidates.
+    is_valid: `[B, W, A]` False where a candidate is absent or merged into an
+      equal one; the search never enters it.
+    is_terminal: `[B, W, A]` True where the candidate finishes the solution.
+    value: `[B, W, A]` expected return after the candidate; not read where the
+      candidate is terminal.
+    outcome: `[B, W, A]` the device's estimate of the final outcome: of the
+      finished solution where terminal, of a rollout from there otherwise.
+    generated_tokens: `[B]` int32 tokens sampled by this call, all W together.
+    forward_tokens: `[B]` int32 tokens that the network evaluated.
+  """
+
+  prior_logits: jax.Array
+  is_valid: jax.Array
+  is_terminal: jax.Array
+  value: jax.Array
+  outcome: jax.Array
+  generated_tokens: jax.Array
+  forward_tokens: jax.Array
+
+
+class StepModel(NamedTuple):
+  """Where a policy meets search. All functions are pure and jittable.
+
+  Attributes:
+    num_candidates: A, the candidates of one expansion.
+    root_fn: `(params, problems, capacity) -> (root_value [B], forward_tokens
+      [B], node_state)`; `capacity` is N, the nodes a tree can hold. The dtype
+      of `root_value` is the dtype of all statistics.
+    step_fn: `(params, keys [B, W], node [B, W], first_child [B, W], is_active
+      [B, W], node_state) -> (Expansion, node_state)`. The candidates of
+      `node[b, w]` become nodes `first_child[b, w] + a`. Where `is_active` is
+      False, `node` is ROOT and `first_child` is N, so that a scatter with
+      mode="drop" writes nothing: `node_state` must not change there, costs are
+      0, and the rest of the row is not read. The result for a node may depend
+      on its key, its problem and its path only, never on its row or its index.
+
+  `node_state` is an opaque pytree whose leaves start with B.
+  """
+
+  num_candidates: int
+  root_fn: Callable[..., tuple[jax.Array, jax.Array, Any]]
+  step_fn: Callable[..., tuple[Expansion, Any]]
+
+
+@struct.dataclass
+class SearchState:
+  """One search per problem, between two halves of a round.
+
+  Attributes:
+    tree: the trees; see `Tree`.
+    node_state: what the step model remembers of the nodes.
+    tree_keys: `[B]` typed keys; a problem's seed gives its key, not its row.
+    path_ids: `[B, N]` uint32 hash of the candidates on the path to each node.
+      A node expands with fold_in(tree key, path id), so that its candidates
+      depend neither on its index nor on the order of expansion.
+    root_noise: `[B, A]` the selection rule's noise at the root.
+    node: `[B]` int32 where the tree's current simulation stands: at its end, or
+      at a node that it needs expanded.
+    leaf: `[B, W]` int32 nodes that the last `propose` expanded; NO_NODE where
+      none.
+    first_child: `[B, W]` int32 first child of each leaf being expanded; N
+      where none.
+    is_expanding: `[B, W]` True where the last `propose` expanded a leaf.
+    expansion: what `propose` got from the step model; None after `absorb`.
+    cost: spent so far.
+    is_full: `[B]` True where the search stopped because the next expansion
+      does not fit into the tree; `cost.simulations` then stays short.
+  """
+
+  tree: Tree
+  node_state: Any
+  tree_keys: jax.Array
+  path_ids: jax.Array
+  root_noise: jax.Array
+  node: jax.Array
+  leaf: jax.Array
+  first_child: jax.Array
+  is_expanding: jax.Array
+  expansion: Expansion | None
+  cost: Cost
+  is_full: jax.Array
+
+
+class Strategy(NamedTuple):
+  """One search algorithm as pure functions; drivers run it.
+
+  Attributes:
+    name: what the tables call it.
+    num_candidates: A.
+    capacity: N, the nodes a tree can hold.
+    init: `(params, key, problems) -> state`; consumes the key.
+    propose: `(params, state) -> state` with `expansion` filled in.
+    absorb: `(state, outcome=None) -> state` with `expansion` used up. `outcome`
+      `[B, W, A]` (or `[B, A]` where W is 1) replaces the device's estimate
+      where it is not NaN; see `read_outcome`.
+    is_done: `state -> [B]`, True where another round would change nothing.
+    select: `state -> [B]` int32, the last node of the chosen finished
+      solution, NO_NODE where the tree holds none.
+  """
+
+  name: str
+  num_candidates: int
+  capacity: int
+  init: Callable[[Any, jax.Array, ProblemBatch], SearchState]
+  propose: Callable[[Any, SearchState], SearchState]
+  absorb: Callable[..., SearchState]
+  is_done: Callable[[SearchState], jax.Array]
+  select: Callable[[SearchState], jax.Array]

@@ -1,0 +1,539 @@
+"""From problems to searched and scored solutions: the stations every command
+shares.
+
+  encode      problems as a ProblemBatch, prompts padded to one length
+  search      one strategy on the mesh; with the checker as reward it is stepped
+              from the host, else it is one compiled loop
+  read        the trees back on the host, every finished solution as text
+  score       the checker's verdict on each
+
+A search uses the checker only where the config says that the checker is its
+reward; its requests are then counted as the search's own.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from o1jax import mesh as mesh_lib
+from o1jax import step_model as step_model_lib
+from o1jax.policy import sample
+from o1jax.policy.network import Network
+from o1jax.policy.tokenizer import Tokenizer
+from o1jax.reward.outcome import Verifier
+from o1jax.search import contracts, driver, strategies, voting
+from o1jax.search.tree import NO_NODE, ROOT
+from o1jax.tasks.task import Task
+from o1jax.types import Problem, ProblemBatch
+
+REWARDS = ("checker", "value")
+STRATEGIES = ("mcts", "best_of_n", "majority_vote", "greedy")
+
+
+class Lengths(NamedTuple):
+  """Shapes that follow from the task's format.
+
+  Attributes:
+    prompt_tokens: P, positions of a prompt.
+    step_tokens: S, tokens of one step, its end included.
+    num_steps: steps of a solution.
+    row_tokens: T, positions of a row that is learned from: prompt and solution.
+  """
+
+  prompt_tokens: int
+  step_tokens: int
+  num_steps: int
+  row_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """What searches and learns: a network with its tokenizer and its shapes."""
+
+  network: Network
+  tokenizer: Tokenizer
+  lengths: Lengths
+
+  def encode_solution(self, text: str) -> list[int]:
+    """Tokens of a solution, end mark included."""
+    return [*self.tokenizer.encode(text), self.tokenizer.eos_id]
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundSolution:
+  """One finished solution of a search.
+
+  Attributes:
+    node: index of its last step in the tree.
+    text: without the end mark.
+    path: indices of its steps, first step first.
+    tokens: `[T]`, end mark included where there is one.
+    behavior_log_probs: `[T]` under the distribution drawn from.
+    policy_log_probs: `[T]` under the policy itself.
+    is_finished: True where it ends with the end mark.
+    outcome: the search's own estimate: checked reward, or value.
+    num_visits: visits of the last node.
+  """
+
+  node: int
+  text: str
+  path: tuple[int, ...]
+  tokens: np.ndarray
+  behavior_log_probs: np.ndarray
+  policy_log_probs: np.ndarray
+  is_finished: bool
+  outcome: float
+  num_visits: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Searched:
+  """What a search did for one problem.
+
+  Attributes:
+    problem: the problem.
+    solutions: every finished solution of the tree, by node.
+    selected: index in `solutions` of the one answered with; None if there is
+      none.
+    nodes: arrays `[N]` of the tree and `[N, S]` of its steps by name, and
+      `texts`, the steps as text.
+    cost: generated_tokens, forward_tokens, simulations, verifier_requests,
+      verifier_distinct.
+  """
+
+  problem: Problem
+  solutions: Sequence[FoundSolution]
+  selected: int | None
+  nodes: Mapping[str, Any]
+  cost: Mapping[str, int]
+
+
+def problem_seed(problem: Problem) -> int:
+  """Returns a fixed 32-bit hash of the problem's id (FNV-1a)."""
+  value = 2166136261
+  for byte in problem.id.encode():
+    value = (value ^ byte) * 16777619 % 2**32
+  return value
+
+
+def encode_problems(
+  policy: Policy, problems: Sequence[Problem]
+) -> ProblemBatch:
+  """Problems as arrays.
+
+  Raises:
+    ValueError: a prompt is longer than P.
+  """
+  encoded = policy.tokenizer.encode_batch([p.prompt for p in problems])
+  width = policy.lengths.prompt_tokens
+  for problem, ids in zip(problems, encoded, strict=True):
+    if len(ids) > width:
+      raise ValueError(
+        f"the prompt of {problem.id} has {len(ids)} tokens, more than "
+        f"lengths.prompt_tokens={width}: raise it"
+      )
+  tokens = np.full((len(problems), width), policy.tokenizer.pad_id, np.int32)
+  for row, ids in zip(tokens, encoded, strict=True):
+    row[: len(ids)] = ids
+  return ProblemBatch(
+    tokens=tokens,
+    lengths=np.array([len(ids) for ids in encoded], np.int32),
+    seeds=np.array([problem_seed(p) for p in problems], np.uint32),
+  )
+
+
+class Solver:
+  """One search strategy, compiled once for one batch size.
+
+  Attributes:
+    strategy: the search, not yet on the mesh.
+    batch_size: problems searched at a time.
+  """
+
+  def __init__(
+    self,
+    policy: Policy,
+    *,
+    strategy: str,
+    batch_size: int,
+    mesh: Mesh,
+    task: Task,
+    reward: str = "value",
+    num_workers: int = 0,
+    num_candidates: int = 1,
+    num_simulations: int = 1,
+    num_expansions: int = 1,
+    num_parallel_leaves: int = 1,
+    rule: str = "puct",
+    select_by: str = "outcome",
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    num_rollouts: int = 0,
+    rollout_weight: float = 0.0,
+    memory: str = "tree",
+  ):
+    """Builds the programs; nothing compiles before the first call.
+
+    Args:
+      policy: what proposes.
+      strategy: "mcts", "best_of_n", "majority_vote" or "greedy".
+      batch_size: problems searched at a time; shorter lists are padded.
+      mesh: problems are shared out over its data and fsdp axes.
+      task: its checker is the reward, and it reads the answers that vote.
+      reward: "checker", or "value" for the value head's estimate.
+      num_workers: processes to check in; 0 checks in this one.
+      num_candidates: A for mcts, N for best-of-N and majority vote.
+      num_simulations: of mcts.
+      num_expansions: most nodes that mcts expands; bounds its memory.
+      num_parallel_leaves: W, expansions per tree and round.
+      rule: selection rule of mcts.
+      select_by: how mcts answers, "outcome" or "visits".
+      temperature, top_k, top_p, min_p: how candidates are sampled.
+      num_rollouts: continuations of every candidate of mcts.
+      rollout_weight: weight of the rollouts in a candidate's value.
+      memory: "tree" or "tokens"; see `step_model`.
+
+    Raises:
+      ValueError: a field that does not fit, with what to change.
+    """
+    if strategy not in STRATEGIES:
+      raise ValueError(
+        f"strategy={strategy!r}: choose one of {', '.join(STRATEGIES)}"
+      )
+    if reward not in REWARDS:
+      raise ValueError(f"reward={reward!r}: choose one of {', '.join(REWARDS)}")
+    if rollout_weight and not num_rollouts:
+      raise ValueError(
+        f"rollout_weight={rollout_weight} needs num_rollouts of 1 or more"
+      )
+    mesh_lib.check_divides("batch_size", batch_size, mesh)
+    self.batch_size = batch_size
+    self._policy = policy
+    self._task = task
+    self._verifier = None
+    if reward == "checker":
+      self._verifier = Verifier(task.check, num_workers=num_workers)
+    self._votes = strategy == "majority_vote"
+    is_tree = strategy == "mcts"
+    lengths, tokenizer = policy.lengths, policy.tokenizer
+    self._max_depth = lengths.num_steps if is_tree else 1
+    model = step_model_lib.make_step_model(
+      policy.network,
+      num_candidates=num_candidates if strategy != "greedy" else 1,
+      max_step_tokens=lengths.step_tokens
+      * (1 if is_tree else lengths.num_steps),
+      max_depth=self._max_depth,
+      stop_ids=(tokenizer.newline_id,) if is_tree else (),
+      eos_id=tokenizer.eos_id,
+      pad_id=tokenizer.pad_id,
+      controls=sample.make_controls(
+        temperature=temperature if strategy != "greedy" else 0.0,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+      ),
+      memory=memory,
+      merge_duplicates=is_tree,
+      num_rollouts=num_rollouts if is_tree else 0,
+    )
+    options = {}
+    if is_tree:
+      options = dict(
+        num_simulations=num_simulations,
+        capacity=1 + num_candidates * num_expansions,
+        rule=rule,
+        num_parallel_leaves=num_parallel_leaves,
+        rollout_weight=rollout_weight,
+        select_by=select_by,
+      )
+    name = "best_of_n" if self._votes else strategy
+    self.strategy = strategies.make_strategy(name, model, **options)
+    on_mesh = over_mesh(self.strategy, mesh)
+    self._select = jax.jit(on_mesh.select)
+    self._read_children = jax.jit(
+      functools.partial(_children_tokens, max_depth=self._max_depth)
+    )
+    self._search = (
+      driver.run_on_device(on_mesh)
+      if self._verifier is None
+      else driver.run_with_host(on_mesh, self._outcomes)
+    )
+    self._mesh = mesh
+    self._problems: Sequence[Problem] = ()
+
+  def __call__(
+    self, params: Any, key: jax.Array, problems: Sequence[Problem]
+  ) -> list[Searched]:
+    """Searches every problem.
+
+    Args:
+      params: of the network.
+      key: typed key; each problem derives its own from it and its id.
+      problems: any number of them.
+    """
+    found: list[Searched] = []
+    for start in range(0, len(problems), self.batch_size):
+      chunk = problems[start : start + self.batch_size]
+      padded = [*chunk, *[chunk[0]] * (self.batch_size - len(chunk))]
+      found.extend(self._search_batch(params, key, padded, len(chunk)))
+    return found
+
+  def _search_batch(self, params, key, problems, count) -> list[Searched]:
+    self._problems = problems
+    if self._verifier is not None:
+      self._verifier.start_search()
+    batch = mesh_lib.shard_batch(
+      encode_problems(self._policy, problems), self._mesh
+    )
+    state = self._search(params, key, batch)
+    read = jax.device_get(
+      (_host_fields(state), self._select(state), state.cost)
+    )
+    fields, selected, cost = read
+    requests = distinct = np.zeros(len(problems), np.int32)
+    if self._verifier is not None:
+      requests, distinct = self._verifier.counts(problems)
+    searched = []
+    for i in range(count):
+      nodes = {name: array[i] for name, array in fields.items()}
+      solutions = self._read_solutions(nodes)
+      spent = {
+        "generated_tokens": int(cost.generated_tokens[i]),
+        "forward_tokens": int(cost.forward_tokens[i]),
+        "simulations": int(cost.simulations[i]),
+        "verifier_requests": int(requests[i]),
+        "verifier_distinct": int(distinct[i]),
+      }
+      if self._votes:
+        chosen = self._vote(problems[i], solutions)
+      else:
+        index = {solution.node: j for j, solution in enumerate(solutions)}
+        chosen = index[int(selected[i])] if selected[i] != NO_NODE else None
+      searched.append(Searched(problems[i], solutions, chosen, nodes, spent))
+    return searched
+
+  def _vote(self, problem, solutions) -> int | None:
+    """The first solution with the answer that most solutions give."""
+    answers = [
+      self._task.check(problem, s.text).answer if s.is_finished else None
+      for s in solutions
+    ]
+    winner = voting.vote(answers)
+    return None if winner is None else answers.index(winner)
+
+  def _read_solutions(self, nodes: dict[str, Any]) -> list[FoundSolution]:
+    """Every finished solution of one tree; adds the steps' texts to `nodes`."""
+    lengths, parent = nodes["lengths"], nodes["parent"]
+    decode = self._policy.tokenizer.decode
+    spans = [nodes["tokens"][n, : lengths[n]] for n in range(len(lengths))]
+    nodes["texts"] = [decode(span.tolist()) for span in spans]
+    solutions = []
+    for node in np.flatnonzero(nodes["is_terminal"] & nodes["is_valid"]):
+      path, at = [], int(node)
+      while at != ROOT:
+        path.append(at)
+        at = int(parent[at])
+      path.reverse()
+      logs = {
+        name: np.concatenate([nodes[name][n, : lengths[n]] for n in path])
+        for name in ("behavior_log_probs", "policy_log_probs")
+      }
+      solutions.append(
+        FoundSolution(
+          node=int(node),
+          text="".join(nodes["texts"][n] for n in path),
+          path=tuple(path),
+          tokens=np.concatenate([spans[n] for n in path]),
+          is_finished=bool(nodes["is_finished"][node]),
+          outcome=float(nodes["reward"][node]),
+          num_visits=int(nodes["num_visits"][node]),
+          **logs,
+        )
+      )
+    return solutions
+
+  def _outcomes(self, state: contracts.SearchState) -> np.ndarray:
+    """Checked outcomes `[B, W, A]` of new finished candidates, else NaN."""
+    tokens, mask, is_open, rollouts, is_rolled = jax.device_get(
+      self._read_children(state)
+    )
+    outcome = np.full(is_open.shape, np.nan, np.float32)
+    asked, texts = [], []
+    for b, w, a in zip(*np.nonzero(is_open), strict=True):
+      texts.append(self._text(tokens[b, w, a][mask[b, w, a]]))
+      asked.append((b, w, a))
+    for b, w, a in zip(*np.nonzero(is_rolled), strict=True):
+      outcome[b, w, a] = 0.0
+      start = tokens[b, w, a][mask[b, w, a]]
+      for rollout in rollouts[b, w, a]:
+        texts.append(self._text(np.concatenate([start, rollout])))
+        asked.append((b, w, a))
+    problems = [self._problems[b] for b, _, _ in asked]
+    verdicts = self._verifier.check(problems, texts)
+    share = 1.0 / max(rollouts.shape[3], 1)
+    for (b, w, a), verdict in zip(asked, verdicts, strict=True):
+      if is_open[b, w, a]:
+        outcome[b, w, a] = float(verdict.is_correct)
+      else:
+        outcome[b, w, a] += share * verdict.is_correct
+    return outcome
+
+  def _text(self, tokens: np.ndarray) -> str:
+    return self._policy.tokenizer.decode(tokens.tolist())
+
+
+def over_mesh(strategy: contracts.Strategy, mesh: Mesh) -> contracts.Strategy:
+  """The strategy with problems shared out over the mesh.
+
+  Every device searches its own problems in loops of its own: nothing is
+  exchanged, and no device waits at a step for another. Parameters are whole on
+  each of them.
+  """
+  batch = PartitionSpec(mesh_lib.TABLE["batch"])
+  whole = PartitionSpec()
+
+  def spread(fn, *in_specs):
+    return jax.shard_map(
+      fn, mesh=mesh, in_specs=in_specs, out_specs=batch, check_vma=False
+    )
+
+  def absorb(state, outcome=None):
+    if outcome is None:
+      return spread(strategy.absorb, batch)(state)
+    return spread(strategy.absorb, batch, batch)(state, outcome)
+
+  return strategy._replace(
+    init=spread(strategy.init, whole, whole, batch),
+    propose=spread(strategy.propose, whole, batch),
+    absorb=absorb,
+    is_done=spread(strategy.is_done, batch),
+    select=spread(strategy.select, batch),
+  )
+
+
+def step_weights(searched: Searched) -> dict[int, np.ndarray]:
+  """Weights of the AlphaGo Zero loss for each finished solution, by node.
+
+  The weight of a step is its share of its siblings' visits. A step that several
+  solutions share is carried by the first of them, so that each edge of the tree
+  counts once. Steps that were visited but lead to no finished solution are in
+  no row; their share is left out.
+  """
+  nodes = searched.nodes
+  visits, parent = nodes["num_visits"], nodes["parent"]
+  totals: dict[int, int] = {}
+  for child in np.flatnonzero(nodes["is_valid"] & (nodes["depth"] > 0)):
+    above = int(parent[child])
+    totals[above] = totals.get(above, 0) + int(visits[child])
+  carried: set[int] = set()
+  weights = {}
+  for solution in searched.solutions:
+    spans = []
+    for node in solution.path:
+      share = 0.0
+      if node not in carried:
+        share = int(visits[node]) / max(totals[int(parent[node])], 1)
+        carried.add(node)
+      spans.append(np.full(nodes["lengths"][node], share, np.float32))
+    weights[solution.node] = np.concatenate(spans)
+  return weights
+
+
+def tree_record(
+  searched: Searched, is_correct: Mapping[int, bool], iteration: int
+) -> dict[str, Any]:
+  """A tree as plain JSON values; unused and merged nodes are left out.
+
+  Args:
+    searched: the search.
+    is_correct: the checker's judgement by node, where there is one.
+    iteration: written along.
+  """
+  nodes = searched.nodes
+  kept = np.flatnonzero(nodes["is_valid"]).tolist()
+  new_index = {old: new for new, old in enumerate(kept)}
+  rows = []
+  for old in kept:
+    rows.append(
+      {
+        "parent": new_index[int(nodes["parent"][old])] if old != ROOT else -1,
+        "text": nodes["texts"][old].rstrip("\n"),
+        "num_visits": int(nodes["num_visits"][old]),
+        "value": float(nodes["mean_value"][old] + nodes["reward"][old]),
+        "prior": float(np.exp(nodes["prior_logits"][old])) if old else 1.0,
+        "reward": float(nodes["reward"][old]),
+        "is_terminal": bool(nodes["is_terminal"][old]),
+        "is_correct": is_correct[old] if old in is_correct else None,
+      }
+    )
+  return {
+    "problem": searched.problem.prompt.strip(),
+    "iteration": iteration,
+    "nodes": rows,
+  }
+
+
+_TREE_FIELDS = (
+  "parent",
+  "depth",
+  "first_child",
+  "num_visits",
+  "mean_value",
+  "reward",
+  "prior_logits",
+  "is_terminal",
+  "is_valid",
+)
+_STORE_FIELDS = (
+  "tokens",
+  "lengths",
+  "is_finished",
+  "behavior_log_probs",
+  "policy_log_probs",
+)
+
+
+def _host_fields(state: contracts.SearchState) -> dict[str, jax.Array]:
+  """What the host reads of a search; keys and values stay on the device."""
+  num_nodes = state.tree.parent.shape[1]
+  fields = {name: getattr(state.tree, name) for name in _TREE_FIELDS}
+  for name in _STORE_FIELDS:
+    fields[name] = getattr(state.node_state, name)[:, :num_nodes]
+  return fields
+
+
+def _children_tokens(state: contracts.SearchState, *, max_depth: int):
+  """Texts of new candidates, as tokens.
+
+  Returns:
+    tokens and mask `[B, W, A, R * S]` of the way from the root; which
+    candidates are finished `[B, W, A]`; rollouts `[B, W, A, M, T]`; and which
+    candidates have rollouts `[B, W, A]`.
+  """
+  store, expansion = state.node_state, state.expansion
+  trees, leaves, candidates = expansion.is_valid.shape
+  row = jnp.arange(trees)[:, None]
+  actions = jnp.arange(candidates)[None, None]
+  node = (state.first_child[..., None] + actions).reshape(trees, -1)
+  path = step_model_lib.path_to(store, node, max_depth)
+  tokens, mask = step_model_lib.path_tokens(store, path)
+  shape = (trees, leaves, candidates)
+  is_new = expansion.is_valid & state.is_expanding[..., None]
+  is_finished = store.is_finished[row, node].reshape(shape)
+  rollouts = store.rollout_tokens[row, node]
+  is_rolled = is_new & ~expansion.is_terminal & (rollouts.shape[2] > 0)
+  return (
+    tokens.reshape(*shape, -1),
+    mask.reshape(*shape, -1),
+    is_new & is_finished,
+    rollouts.reshape(*shape, *rollouts.shape[2:]),
+    is_rolled,
+  )

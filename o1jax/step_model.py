@@ -1,0 +1,468 @@
+"""Where policy meets search: candidate steps sampled from the policy.
+
+A node of the tree is one step of the solution, a span of at most S tokens that
+ends with the delimiter or with the end mark. Expanding a node samples A
+candidates for the next step and reads the value of each from its last token in
+the same pass. What the search hands back as `node_state` is a `NodeStore`.
+
+Two memories stand behind one seam (Section 5 of the paper; design of Hydragen,
+arXiv 2402.05099, and of DeFT, arXiv 2404.00242):
+  "tree"    a node keeps the keys and values of its own step only; an expansion
+            gathers the blocks of the node's ancestors once and all A
+            candidates attend to them;
+  "tokens"  a node keeps its tokens only; every expansion reads prompt and path
+            again. Slow and obvious: the reference for the tree memory.
+
+Granularity is the choice of delimiters and depth: steps (delimiter and eos),
+or whole solutions (eos alone, depth 1).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from o1jax.policy import cache as cache_lib
+from o1jax.policy import sample
+from o1jax.policy.network import Network
+from o1jax.search import contracts
+from o1jax.search.tree import ROOT
+from o1jax.types import ProblemBatch
+
+MEMORIES = ("tree", "tokens")
+
+
+@struct.dataclass
+class NodeStore:
+  """Tokens and memory of every node of B trees.
+
+  N counts the slots for nodes; A spare slots behind them take the writes of
+  trees that are not active in an expansion.
+
+  Attributes:
+    prompt_tokens: `[B, P]`, padded on the right.
+    prompt_lengths: `[B]`.
+    prompt: `Prefix` of the prompts (tree memory), else None.
+    tokens: `[B, N + A, S]` tokens of each node's own step, pad after its end.
+    lengths: `[B, N + A]` tokens of each step; 0 at the root.
+    parent: `[B, N + A]` slot of the parent.
+    depth: `[B, N + A]` steps from the root.
+    end_positions: `[B, N + A]` position of the token that would follow.
+    is_finished: `[B, N + A]` True where the step ends with the end mark.
+    behavior_log_probs: `[B, N + A, S]` of the distribution drawn from.
+    policy_log_probs: `[B, N + A, S]` of the model itself.
+    last_hidden: `[B, N + A, D]` hidden state at the last token (tree memory).
+    keys, values: per layer `[B, N + A, J, S, E]` (tree memory), else ().
+    rollout_tokens: `[B, N + A, M, T]` rollouts from each node; M may be 0.
+  """
+
+  prompt_tokens: jax.Array
+  prompt_lengths: jax.Array
+  prompt: Any
+  tokens: jax.Array
+  lengths: jax.Array
+  parent: jax.Array
+  depth: jax.Array
+  end_positions: jax.Array
+  is_finished: jax.Array
+  behavior_log_probs: jax.Array
+  policy_log_probs: jax.Array
+  last_hidden: jax.Array | None
+  keys: tuple[jax.Array, ...]
+  values: tuple[jax.Array, ...]
+  rollout_tokens: jax.Array
+
+
+def path_to(store: NodeStore, node: jax.Array, max_depth: int) -> jax.Array:
+  """Slots on the way from below the root to `node`.
+
+  Args:
+    store: the nodes.
+    node: `[B, W]` slots.
+    max_depth: length of the result.
+
+  Returns:
+    `[B, W, max_depth]` slots, first step first; 0 (the root, which holds no
+    tokens) past the node's depth.
+  """
+  row = jnp.arange(node.shape[0])[:, None]
+  steps = []
+  for level in range(max_depth, 0, -1):
+    on_path = store.depth[row, node] >= level
+    steps.append(jnp.where(on_path, node, 0))
+    node = jnp.where(on_path, store.parent[row, node], node)
+  if not steps:
+    return jnp.zeros((*node.shape, 0), node.dtype)
+  return jnp.stack(steps[::-1], axis=-1)
+
+
+def path_tokens(
+  store: NodeStore, path: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Tokens of the steps on a path `[B, W, R]`, as `[B, W, R * S]` and mask."""
+  row = jnp.arange(path.shape[0])[:, None, None]
+  tokens = store.tokens[row, path]
+  steps = jnp.arange(tokens.shape[-1])
+  mask = steps[None, None, None, :] < store.lengths[row, path][..., None]
+  flat = (*path.shape[:2], -1)
+  return tokens.reshape(flat), mask.reshape(flat)
+
+
+def make_step_model(
+  network: Network,
+  *,
+  num_candidates: int,
+  max_step_tokens: int,
+  max_depth: int,
+  stop_ids: tuple[int, ...],
+  eos_id: int,
+  pad_id: int,
+  controls: sample.SamplingControls,
+  memory: str = "tree",
+  merge_duplicates: bool = True,
+  num_rollouts: int = 0,
+) -> contracts.StepModel:
+  """Builds the seam between a policy and a tree search.
+
+  Args:
+    network: the policy with its value head.
+    num_candidates: A, candidates sampled at an expansion.
+    max_step_tokens: S; a step without a delimiter by then ends its solution.
+    max_depth: steps after which a solution is cut off.
+    stop_ids: tokens that end a step (none for whole solutions).
+    eos_id: token that ends a solution.
+    pad_id: fills a step after its end.
+    controls: how candidates and rollouts are sampled.
+    memory: "tree" or "tokens".
+    merge_duplicates: True keeps equal candidates once and corrects their prior
+      for having been sampled; False keeps each (for votes).
+    num_rollouts: M continuations sampled from every candidate to the end of
+      the solution; the estimate of its outcome is the mean of their values. 0
+      takes the value of the candidate itself.
+
+  Returns:
+    A `StepModel` whose `node_state` is a `NodeStore`.
+
+  Raises:
+    ValueError: an unknown memory, or a size below 1.
+  """
+  if memory not in MEMORIES:
+    raise ValueError(f"memory={memory!r}: choose one of {MEMORIES}")
+  if min(max_depth, max_step_tokens, num_candidates) < 1:
+    raise ValueError(
+      f"max_depth={max_depth}, max_step_tokens={max_step_tokens} and "
+      f"num_candidates={num_candidates} must each be at least 1"
+    )
+  if num_rollouts and max_depth == 1:
+    raise ValueError("num_rollouts needs max_depth of 2 or more: set it to 0")
+  keeps_cache = memory == "tree"
+  max_rollout_tokens = max_step_tokens * (max_depth - 1) if num_rollouts else 0
+  decode = functools.partial(
+    sample.decode_rows,
+    network,
+    eos_id=eos_id,
+    pad_id=pad_id,
+    controls=controls,
+  )
+
+  def root_fn(params: Any, problems: ProblemBatch, capacity: int):
+    """Reads the prompts; see `contracts.StepModel`."""
+    prompt, last_hidden = cache_lib.prefix_from_prompt(
+      network, params, problems.tokens, problems.lengths
+    )
+    store = _empty_store(
+      problems,
+      capacity + num_candidates,
+      max_step_tokens,
+      (num_rollouts, max_rollout_tokens),
+      pad_id,
+    )
+    if keeps_cache:
+      store = _with_memory(store, prompt, last_hidden)
+    return network.value(params, last_hidden), problems.lengths, store
+
+  def read_context(params, node, store):
+    """Prefix and last hidden state of each node, and the tokens it cost."""
+    path = path_to(store, node, max_depth - 1)
+    if keeps_cache:
+      return *_gathered_context(store, node, path), 0
+    return _recomputed_context(network, params, store, path)
+
+  def step_fn(params, keys, node, first_child, is_active, store):
+    """Samples candidates; see `contracts.StepModel`."""
+    num_trees, num_leaves = node.shape
+    row = jnp.arange(num_trees)[:, None]
+    split = functools.partial(_split_rows, shape=(num_trees, num_leaves))
+    prefix, last_hidden, read_tokens = read_context(params, node, store)
+    step_keys, rollout_keys = _named_keys(_merge_rows(keys), num_candidates)
+    end = store.end_positions[row, node]
+    rows = decode(
+      params,
+      step_keys,
+      last_hidden,
+      _merge_rows(end),
+      prefix,
+      num_rows=num_candidates,
+      max_new_tokens=max_step_tokens,
+      stop_ids=stop_ids,
+      is_active=_merge_rows(is_active),
+    )
+    depth = store.depth[row, node] + 1
+    is_terminal = split(rows.ended | ~rows.stopped)
+    is_terminal = is_terminal | (depth >= max_depth)[..., None]
+    is_valid, prior_logits = sampled_priors(rows, merge_duplicates)
+    value = split(network.value(params, rows.last_hidden))
+    # A solution that was cut off has no answer, whatever its value says.
+    outcome = jnp.where(split(rows.ended) | ~is_terminal, value, 0.0)
+    spent = jnp.where(is_active[..., None], split(rows.lengths), 0).sum((1, 2))
+    generated = spent
+    if num_rollouts:
+      tokens, mean_value, rolled = _roll_out(
+        functools.partial(decode, max_new_tokens=max_rollout_tokens),
+        network,
+        params,
+        rollout_keys,
+        prefix,
+        rows,
+        _merge_rows(end),
+        _merge_rows(is_active[..., None] & ~is_terminal),
+        num_rollouts,
+      )
+      outcome = jnp.where(is_terminal, outcome, split(mean_value))
+      generated = spent + split(rolled).sum((1, 2))
+    else:
+      tokens = None
+    expansion = contracts.Expansion(
+      prior_logits=split(prior_logits),
+      is_valid=split(is_valid),
+      is_terminal=is_terminal,
+      value=value,
+      outcome=outcome,
+      generated_tokens=generated,
+      forward_tokens=generated + jnp.where(is_active, read_tokens, 0).sum(1),
+    )
+    new = _new_nodes(node, end, depth, rows, keeps_cache, tokens)
+    return expansion, _write(store, first_child, jax.tree.map(split, new))
+
+  return contracts.StepModel(num_candidates, root_fn, step_fn)
+
+
+def sampled_priors(
+  rows: sample.DecodedRows, merge_duplicates: bool
+) -> tuple[jax.Array, jax.Array]:
+  """Priors of candidates that were sampled, equal ones merged.
+
+  A candidate drawn n times of A has the prior (n / A) p / q, p the policy's
+  probability and q that of the distribution it was drawn from: Sampled MuZero,
+  arXiv 2104.06303, Eq. 5.
+
+  Returns:
+    `(is_valid, prior_logits)`, both `[rows, A]`; of equal candidates the first
+    is the valid one.
+  """
+  ratio = (rows.policy_log_probs - rows.behavior_log_probs).sum(-1)
+  is_written = rows.lengths > 0
+  if not merge_duplicates:
+    return is_written, ratio
+  is_equal = (rows.tokens[:, :, None] == rows.tokens[:, None, :]).all(-1)
+  index = jnp.arange(rows.tokens.shape[1])
+  is_later = index[:, None] > index[None, :]
+  is_first = ~(is_equal & is_later[None]).any(-1)
+  return is_written & is_first, ratio + jnp.log(is_equal.sum(-1))
+
+
+def _merge_rows(x: jax.Array) -> jax.Array:
+  """`[B, W, ...] -> [B * W, ...]`."""
+  return x.reshape(-1, *x.shape[2:])
+
+
+def _split_rows(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """`[B * W, ...] -> [B, W, ...]`."""
+  return x.reshape(*shape, *x.shape[1:])
+
+
+def _named_keys(keys: jax.Array, num_candidates: int):
+  """Keys of steps and of rollouts, `[rows, A]` each, from `[rows]`."""
+
+  def one(key):
+    step_key, rollout_key = jax.random.split(key)
+    return (
+      jax.random.split(step_key, num_candidates),
+      jax.random.split(rollout_key, num_candidates),
+    )
+
+  return jax.vmap(one)(keys)
+
+
+def _empty_store(
+  problems, num_slots, max_step_tokens, rollout_shape, pad_id
+) -> NodeStore:
+  """A store that holds the roots, without keys and values."""
+  per_node = (problems.tokens.shape[0], num_slots)
+  per_token = (*per_node, max_step_tokens)
+  none = jnp.zeros(per_node, jnp.int32)
+  return NodeStore(
+    prompt_tokens=problems.tokens,
+    prompt_lengths=problems.lengths,
+    prompt=None,
+    tokens=jnp.full(per_token, pad_id, jnp.int32),
+    lengths=none,
+    parent=none,
+    depth=none,
+    end_positions=none.at[:, ROOT].set(problems.lengths),
+    is_finished=jnp.zeros(per_node, bool),
+    behavior_log_probs=jnp.zeros(per_token, jnp.float32),
+    policy_log_probs=jnp.zeros(per_token, jnp.float32),
+    last_hidden=None,
+    keys=(),
+    values=(),
+    rollout_tokens=jnp.full((*per_node, *rollout_shape), pad_id, jnp.int32),
+  )
+
+
+def _with_memory(store, prompt, last_hidden) -> NodeStore:
+  """Adds room for the keys and values of every node."""
+  trees, slots, step_tokens = store.tokens.shape
+
+  def block(x):
+    return jnp.zeros(
+      (trees, slots, x.shape[1], step_tokens, x.shape[3]), x.dtype
+    )
+
+  hidden = jnp.zeros((trees, slots, last_hidden.shape[-1]), last_hidden.dtype)
+  return store.replace(
+    prompt=prompt,
+    keys=tuple(block(k) for k in prompt.keys),
+    values=tuple(block(v) for v in prompt.values),
+    last_hidden=hidden.at[:, ROOT].set(last_hidden),
+  )
+
+
+def _gathered_context(store, node, path):
+  """Prompt and ancestors' blocks of each node `[B, W]`, `B * W` rows."""
+  num_trees, num_leaves, num_steps = path.shape
+  rows = num_trees * num_leaves
+  tree = jnp.arange(num_trees)[:, None]
+  repeat = functools.partial(jnp.repeat, repeats=num_leaves, axis=0)
+  prompt = jax.tree.map(repeat, store.prompt)
+  last_hidden = store.last_hidden[tree, node].reshape(rows, -1)
+  if not num_steps:
+    return prompt, last_hidden
+
+  def gather(blocks):
+    """`[B, N, J, S, E]` -> `[B * W, J, R * S, E]`, heads before time."""
+    _, _, heads, step_tokens, width = blocks.shape
+    found = blocks[tree[..., None], path].swapaxes(2, 3)
+    return found.reshape(rows, heads, num_steps * step_tokens, width)
+
+  _, mask = path_tokens(store, path)
+  step = (tree[..., None], path)
+  start = store.end_positions[step] - store.lengths[step]
+  slots = jnp.arange(store.tokens.shape[-1])[None, None, None]
+  positions = (start[..., None] + slots).reshape(rows, -1)
+  steps = cache_lib.Prefix(
+    keys=tuple(gather(k) for k in store.keys),
+    values=tuple(gather(v) for v in store.values),
+    positions=positions,
+    mask=mask.reshape(rows, -1),
+  )
+  return cache_lib.join([prompt, steps]), last_hidden
+
+
+def _recomputed_context(network, params, store, path):
+  """The same by reading prompt and path again, packed without holes."""
+  num_leaves = path.shape[1]
+  repeat = functools.partial(jnp.repeat, repeats=num_leaves, axis=0)
+  steps, is_step = path_tokens(store, path)
+  prompt = repeat(store.prompt_tokens)
+  index = jnp.arange(prompt.shape[1])[None]
+  is_prompt = index < repeat(store.prompt_lengths)[:, None]
+  tokens = jnp.concatenate([prompt, _merge_rows(steps)], 1)
+  mask = jnp.concatenate([is_prompt, _merge_rows(is_step)], 1)
+  order = jnp.argsort(~mask, axis=1, stable=True)
+  tokens = jnp.take_along_axis(tokens, order, axis=1)
+  lengths = mask.sum(1)
+  prefix, last_hidden = cache_lib.prefix_from_prompt(
+    network, params, tokens, lengths
+  )
+  return prefix, last_hidden, lengths.reshape(path.shape[:2])
+
+
+def _new_nodes(node, end, depth, rows, keeps_cache, rollout_tokens):
+  """Fields of the store for the candidates of each node, `[B * W, A, ...]`."""
+
+  def per_row(x):
+    return jnp.broadcast_to(x.reshape(-1, 1), rows.lengths.shape)
+
+  new = dict(
+    tokens=rows.tokens,
+    lengths=rows.lengths,
+    parent=per_row(node),
+    depth=per_row(depth),
+    end_positions=per_row(end) + rows.lengths,
+    is_finished=rows.ended,
+    behavior_log_probs=rows.behavior_log_probs,
+    policy_log_probs=rows.policy_log_probs,
+  )
+  if keeps_cache:
+    new |= dict(
+      last_hidden=rows.last_hidden, keys=rows.keys, values=rows.values
+    )
+  if rollout_tokens is not None:
+    new["rollout_tokens"] = rollout_tokens
+  return new
+
+
+def _write(store, first_child, new) -> NodeStore:
+  """Puts candidates `[B, W, A, ...]` at `first_child` `[B, W]`.
+
+  Trees that are not active have first_child = N and write to the spare slots.
+  """
+
+  def put_one(array, block, slot):
+    start = (slot,) + (0,) * (array.ndim - 1)
+    return jax.lax.dynamic_update_slice(array, block, start)
+
+  def put(array, blocks):
+    for leaf in range(first_child.shape[1]):
+      array = jax.vmap(put_one)(array, blocks[:, leaf], first_child[:, leaf])
+    return array
+
+  old = {name: getattr(store, name) for name in new}
+  return store.replace(**jax.tree.map(put, old, new))
+
+
+def _roll_out(
+  decode, network, params, keys, prefix, rows, end, is_open, num_rollouts
+):
+  """Samples M continuations of every open candidate to the end of the text.
+
+  Returns:
+    tokens `[rows, A, M, T]`, mean value at the end `[rows, A]` (0 for one that
+    did not end) and tokens spent `[rows, A]`.
+  """
+  num_candidates = rows.tokens.shape[1]
+  repeat = functools.partial(jnp.repeat, repeats=num_candidates, axis=0)
+  slots = jnp.arange(rows.tokens.shape[-1])
+  own = cache_lib.Prefix(
+    keys=tuple(map(_merge_rows, rows.keys)),
+    values=tuple(map(_merge_rows, rows.values)),
+    positions=repeat(end)[:, None] + slots[None],
+    mask=slots[None] < _merge_rows(rows.lengths)[:, None],
+  )
+  rolled = decode(
+    params,
+    jax.vmap(lambda k: jax.random.split(k, num_rollouts))(_merge_rows(keys)),
+    _merge_rows(rows.last_hidden),
+    _merge_rows(end[:, None] + rows.lengths),
+    cache_lib.join([jax.tree.map(repeat, prefix), own]),
+    num_rows=num_rollouts,
+    stop_ids=(),
+    is_active=_merge_rows(is_open),
+  )
+  value = network.value(params, rolled.last_hidden)
+  value = jnp.where(rolled.ended, value, 0.0).mean(1)
+  back = functools.partial(_split_rows, shape=(-1, num_candidates))
+  return back(rolled.tokens), back(value), back(rolled.lengths.sum(1))

@@ -1,0 +1,291 @@
+"""What Countdown and the Game of 24 share: everything but their problems.
+
+A subclass says how numbers are drawn in a split and which targets the split
+allows; sampling, judging, solving and demonstrations follow from the rules in
+`numbers_game`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from o1jax.tasks import numbers_game, numbers_play, numbers_text, task
+from o1jax.types import Problem, Verdict
+
+# Dead ends of one search trace: uniform from none to this many.
+MAX_DEAD_ENDS = 3
+_MAX_EMPTY_DRAWS = 50
+
+
+class NumbersTask:
+  """Base of the tasks played by the rules of `numbers_game`."""
+
+  name: str
+  integers_only: bool
+  demonstration_kinds: tuple[str, ...]
+
+  def draw_numbers(
+    self, rng: np.random.Generator, n: int, split: str
+  ) -> np.ndarray:
+    """About n rows of numbers of a split, in random order: `[<= n, k]`."""
+    raise NotImplementedError
+
+  def targets(self, split: str) -> np.ndarray:
+    """The targets that a split allows, ascending."""
+    raise NotImplementedError
+
+  def is_train(self, numbers: Sequence[int], target: int) -> bool:
+    """Whether a problem may be trained on."""
+    raise NotImplementedError
+
+  def make_problem(self, numbers: list[int], target: int) -> Problem:
+    """The record of a problem; its id ignores the order of the numbers."""
+    raise NotImplementedError
+
+  # Problems.
+
+  def sample_problems(
+    self, rng: np.random.Generator, n: int, split: str = "train"
+  ) -> list[Problem]:
+    """Draws n solvable problems; repeats are possible.
+
+    The numbers are drawn first, then a target, uniform over the distinct
+    targets of the split that they can reach; numbers that reach none are
+    dropped.
+    """
+    task.require_known("split", split, task.SPLITS)
+    numbers, targets, _ = self._draw_solved(rng, n, split)
+    return self._problems(numbers, targets)
+
+  def heldout_problems(self, n: int) -> list[Problem]:
+    """The first n of one fixed list of distinct held-out problems."""
+    return task.distinct_heldout(self, n)
+
+  def _problems(self, numbers, targets) -> list[Problem]:
+    pairs = zip(numbers.tolist(), targets.tolist(), strict=True)
+    return [self.make_problem(row, target) for row, target in pairs]
+
+  def _gather(
+    self, n: int, draw: Callable[[int], list[np.ndarray | list]]
+  ) -> list:
+    """Calls draw(wanted) for columns of rows until there are n rows."""
+    columns: list | None = None
+    wanted, empty = n, 0
+    while columns is None or len(columns[0]) < n:
+      drawn = draw(wanted)
+      got = len(drawn[0])
+      empty = 0 if got else empty + 1
+      if empty > _MAX_EMPTY_DRAWS:
+        raise ValueError(f"{self.name}: nothing solvable in these ranges")
+      columns = drawn if columns is None else list(map(_joined, columns, drawn))
+      missing = n - len(columns[0])
+      wanted = max(16, int(1.1 * missing * wanted / max(got, 1)))
+      wanted = min(wanted, 4 * n + 16)
+    return [column[:n] for column in columns]
+
+  def _draw_solved(self, rng, n: int, split: str) -> list:
+    """Numbers `[n, k]`, targets `[n]`, and a solution: choices `[n, k - 1]`."""
+    targets = self.targets(split)
+    if not targets.size:
+      raise ValueError(f"{self.name}: the {split} split has no targets")
+
+    def draw(wanted):
+      numbers = self.draw_numbers(rng, wanted, split)
+      size = numbers_play.chunk_rows(numbers.shape[1])
+      starts = range(0, max(len(numbers), 1), size)
+      parts = [self._solve(rng, numbers[s : s + size], targets) for s in starts]
+      return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+    return self._gather(n, draw)
+
+  def _solve(self, rng, numbers: np.ndarray, targets: np.ndarray):
+    """Gives each row a target and a play that reaches it; drops rows."""
+    ends = numbers_play.enumerate_plays(numbers, self.integers_only)
+    values = numbers_play.whole_values(ends)
+    low, high = int(targets[0]), int(targets[-1])
+    reached = np.zeros((len(numbers), high - low + 1), bool)
+    rows, plays = np.nonzero((values >= low) & (values <= high))
+    reached[rows, values[rows, plays] - low] = True
+    allowed = np.zeros(high - low + 1, bool)
+    allowed[targets - low] = True
+    reached &= allowed[None, :]
+    keep = reached.any(axis=1)
+    numbers, values, reached = numbers[keep], values[keep], reached[keep]
+    target = numbers_play.pick_true(rng, reached) + low
+    play = numbers_play.pick_true(rng, values == target[:, None])
+    choices = numbers_play.play_choices(play, numbers.shape[1])
+    return numbers, target, choices
+
+  # Judging.
+
+  def check(self, problem: Problem, text: str) -> Verdict:
+    """Judges a step solution, a search trace or an expression."""
+    numbers, target = _content(problem)
+    return numbers_text.check_text(numbers, target, text, self.integers_only)
+
+  def relabel(self, problem: Problem, text: str) -> Problem | None:
+    """The training problem that a text solves, where it is not `problem`."""
+    numbers, old_target = _content(problem)
+    answer = self.check(problem, text).answer
+    if answer is None or not answer.isdigit() or answer == str(old_target):
+      return None
+    target = int(answer)
+    verdict = numbers_text.check_text(numbers, target, text, self.integers_only)
+    if not (verdict.is_correct and self.is_train(numbers, target)):
+      return None
+    return self.make_problem(list(numbers), target)
+
+  def judge_steps(self, problem: Problem, text: str) -> list[bool]:
+    """For each line of a text: is it legal and correct where it stands?
+
+    A line after a wrong one is judged against the numbers that the wrong line
+    claims are left.
+    """
+    numbers, target = _content(problem)
+    lines = text.strip("\n")
+    if not lines:
+      return []
+    steps = numbers_text.judge_lines(numbers, target, lines, self.integers_only)
+    return [not step.reason for step in steps]
+
+  # Solving.
+
+  def solutions(self, problem: Problem) -> list[str]:
+    """All distinct solutions, with each sum and product in one order."""
+    numbers, _ = _content(problem)
+    return self._solver(problem).solutions(numbers)
+
+  def true_value(self, problem: Problem, prefix: str = "") -> float:
+    """Probability that uniform legal play after a prefix solves the problem.
+
+    0 after a wrong line. The law is in the head of `numbers_game`.
+    """
+    state = self._state(problem, prefix)
+    return 0.0 if state is None else self._solver(problem).value(state)
+
+  def can_reach(self, problem: Problem, prefix: str = "") -> bool:
+    """Whether the target is still in reach after a prefix of right lines."""
+    state = self._state(problem, prefix)
+    return state is not None and self._solver(problem).can_reach(state)
+
+  def _state(self, problem: Problem, prefix: str):
+    numbers, _ = _content(problem)
+    left = numbers_text.state_after(numbers, prefix, self.integers_only)
+    return None if left is None else numbers_game.make_state(left)
+
+  def _solver(self, problem: Problem) -> numbers_game.Solver:
+    numbers, target = _content(problem)
+    state = numbers_game.make_state(numbers)
+    return numbers_game.solver_for(state, target, self.integers_only)
+
+  def require_solvable(self, problem: Problem) -> None:
+    """Raises ValueError for a problem without a solution."""
+    if not self.can_reach(problem):
+      raise ValueError(f"no solution: {problem.prompt.strip()}")
+
+  # Demonstrations.
+
+  def demonstrations(
+    self, kind: str, rng: np.random.Generator, n: int
+  ) -> list[tuple[Problem, str]]:
+    """Writes n demonstrations on training problems.
+
+    Kinds: `random_play` is uniform legal play, beside a target drawn uniformly
+    from the training targets whatever the play (success is rare, and the
+    problem need not be solvable); `optimal` is a uniformly drawn solution of a
+    sampled problem; `hindsight` is random play whose target is the number it
+    reached, kept where that is a training target; `search_trace` is a solution
+    with dead ends before it and a `back` line after each.
+    """
+    task.require_known("kind of demonstration", kind, self.demonstration_kinds)
+    makers = {
+      "random_play": self._random_play,
+      "optimal": self._optimal,
+      "hindsight": self._hindsight,
+      "search_trace": self._search_trace,
+    }
+    return makers[kind](rng, n)
+
+  def corpus(
+    self, rng: np.random.Generator, n: int, kind: str | None = None
+  ) -> list[str]:
+    """n texts, prompt and solution, to train a tokenizer on.
+
+    With no kind, every eighth text is a search trace and the rest are random
+    play, so that a tokenizer knows the words of both.
+    """
+    if kind is not None:
+      pairs = self.demonstrations(kind, rng, n)
+    else:
+      pairs = self.demonstrations("random_play", rng, n - n // 8)
+      pairs += self.demonstrations("search_trace", rng, n // 8)
+    return [problem.prompt + text for problem, text in pairs]
+
+  def _random_play(self, rng, n: int) -> list[tuple[Problem, str]]:
+    (numbers,) = self._gather(
+      n, lambda wanted: [self.draw_numbers(rng, wanted, "train")]
+    )
+    texts, _ = numbers_play.random_plays(rng, numbers, self.integers_only)
+    targets = rng.choice(self.targets("train"), n)
+    return list(zip(self._problems(numbers, targets), texts, strict=True))
+
+  def _hindsight(self, rng, n: int) -> list[tuple[Problem, str]]:
+    def draw(wanted):
+      numbers = self.draw_numbers(rng, wanted, "train")
+      texts, reached = numbers_play.random_plays(
+        rng, numbers, self.integers_only
+      )
+      keep = np.flatnonzero(np.isin(reached, self.targets("train")))
+      return [numbers[keep], reached[keep], [texts[row] for row in keep]]
+
+    numbers, reached, texts = self._gather(n, draw)
+    return list(zip(self._problems(numbers, reached), texts, strict=True))
+
+  def _optimal(self, rng, n: int) -> list[tuple[Problem, str]]:
+    numbers, targets, choices = self._draw_solved(rng, n, "train")
+    texts = numbers_play.chosen_plays(rng, numbers, choices, self.integers_only)
+    return list(zip(self._problems(numbers, targets), texts, strict=True))
+
+  def _search_trace(self, rng, n: int) -> list[tuple[Problem, str]]:
+    return [
+      (problem, "\n".join(self._trace(rng, problem, solution)))
+      for problem, solution in self._optimal(rng, n)
+    ]
+
+  def _trace(self, rng, problem: Problem, solution: str) -> Iterator[str]:
+    """The lines of a solution with dead ends before some of them."""
+    numbers, target = _content(problem)
+    left: tuple[Any, ...] = numbers
+    lines = solution.split("\n")
+    places = rng.integers(0, len(lines), rng.integers(0, MAX_DEAD_ENDS + 1))
+    for place, line in enumerate(lines):
+      for _ in range(np.count_nonzero(places == place)):
+        end, dead_lines = self._play_out(rng, left)
+        yield from dead_lines
+        if end == target:
+          return  # found by accident: nothing may follow
+        yield f"back (left: {' '.join(map(str, left))})"
+      yield line
+      words = numbers_text.judge_line(tuple(map(str, left)), line).left
+      left = tuple(map(numbers_text.read_number, words))
+
+  def _play_out(self, rng, left: tuple):
+    """Random legal play to the end: the number it reaches, and its lines."""
+    lines = []
+    while len(left) > 1:
+      steps = list(numbers_game.legal_steps(left, self.integers_only))
+      *step, left = steps[rng.integers(len(steps))]
+      lines.append(numbers_game.step_text(*step, left))
+    return left[0], lines
+
+
+def _content(problem: Problem) -> tuple[tuple[int, ...], int]:
+  return tuple(problem.data["numbers"]), problem.data["target"]
+
+
+def _joined(first, second):
+  """Two columns, lists or arrays, one after the other."""
+  if isinstance(first, list):
+    return first + second
+  return np.concatenate([first, second])

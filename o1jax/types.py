@@ -1,0 +1,137 @@
+"""The words of the project, as frozen records.
+
+Letters for shapes, used in every docstring: B problems, G solutions per
+problem, N nodes of a tree, A candidate steps per node, R reasoning steps of a
+solution, S tokens of one step, P prompt positions, T tokens of a sequence, V
+vocabulary. Inside the transformer: L layers, D width, H query heads, J
+key/value heads, E head width, F feed-forward width, C cache positions.
+
+The road of the data: Problem (host strings) -> ProblemBatch [B, P] -> a search
+tree -> ScoredSolution (host, with its checked outcome) -> LearnerBatch [B, T].
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A question with a checkable answer, on the host.
+
+  Attributes:
+    id: stable name derived from the content; random keys derive from it.
+    task: name of the task that made it and can check it.
+    prompt: the text that the policy reads.
+    data: what the checker needs, as plain JSON values.
+  """
+
+  id: str
+  task: str
+  prompt: str
+  data: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What a checker says about one solution text.
+
+  Attributes:
+    is_correct: True where the text solves the problem.
+    reason: one short phrase; "correct", or the first thing that is wrong.
+    answer: final answer in the task's normal form, None where none was read;
+      solutions vote by it.
+  """
+
+  is_correct: bool
+  reason: str
+  answer: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredSolution:
+  """A complete solution with its checked outcome and where it came from.
+
+  Attributes:
+    problem: the problem it answers; for relabelled solutions the new one.
+    text: the solution as text, without the end mark.
+    tokens: `[T]` int32 solution tokens, end mark included where there is one.
+    step_weights: `[T]` weight of each token's log-prob in the AlphaGo Zero
+      loss: the visit probability of the step that holds the token, 0 where
+      another solution of the same tree carries that step.
+    behavior_log_probs: `[T]` under the distribution the token was drawn from.
+    policy_log_probs: `[T]` under the model itself at that time.
+    outcome_reward: judgement of the final answer, in [0, 1].
+    verdict: the checker's reason.
+    iteration: the iteration that found it.
+    source: "search", "hindsight" (relabelled with the target it reached) or
+      "demonstration".
+    num_visits: visits of its last node; 1 without a tree.
+  """
+
+  problem: Problem
+  text: str
+  tokens: np.ndarray
+  step_weights: np.ndarray
+  behavior_log_probs: np.ndarray
+  policy_log_probs: np.ndarray
+  outcome_reward: float
+  verdict: str
+  iteration: int
+  source: str
+  num_visits: int = 1
+
+
+@struct.dataclass
+class ProblemBatch:
+  """Problems as arrays.
+
+  Attributes:
+    tokens: `[B, P]` int32 prompt tokens, padded on the right.
+    lengths: `[B]` int32 tokens of each prompt.
+    seeds: `[B]` uint32 hash of each problem's id; keys derive from it, so that
+      a problem searches alike in any row of any batch.
+  """
+
+  tokens: jax.Array
+  lengths: jax.Array
+  seeds: jax.Array
+
+
+@struct.dataclass
+class Cost:
+  """What a search spent, per problem; all `[B]` int32.
+
+  Attributes:
+    generated_tokens: tokens sampled from the policy.
+    forward_tokens: tokens the network evaluated, prompts included.
+    simulations: select-expand-evaluate-backup passes.
+  """
+
+  generated_tokens: jax.Array
+  forward_tokens: jax.Array
+  simulations: jax.Array
+
+
+@struct.dataclass
+class LearnerBatch:
+  """Rows for one update; positions t predict the token at t + 1.
+
+  Attributes:
+    tokens: `[B, T]` int32 prompt and solution, padded on the right.
+    lengths: `[B]` int32 tokens of each row; 0 for an empty row.
+    policy_weights: `[B, T]` weight of log p(tokens[t + 1] | tokens[:t + 1]);
+      0 where nothing is to be learned.
+    value_targets: `[B, T]` expected return after tokens[:t + 1].
+    value_weights: `[B, T]` weight of each value error; 0 where unknown.
+  """
+
+  tokens: jax.Array
+  lengths: jax.Array
+  policy_weights: jax.Array
+  value_targets: jax.Array
+  value_weights: jax.Array

@@ -1,0 +1,130 @@
+"""Schedule and rule against closed forms and a scalar loop."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from o1jax.learning import optimizer as optimizers
+
+
+def expected_rate(n, schedule, peak, warmup, total, end):
+  if n < warmup:
+    return peak * (n + 1) / warmup
+  if schedule == "constant":
+    return peak
+  x = min(1.0, (n - warmup) / (total - warmup))
+  if schedule == "linear":
+    return peak * (1 - x) + peak * end * x
+  return peak * (end + (1 - end) * (1 + math.cos(math.pi * x)) / 2)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_schedule_equals_its_closed_form(schedule, warmup):
+  rate = optimizers.make_schedule(
+    learning_rate=3e-3,
+    warmup_updates=warmup,
+    total_updates=12,
+    schedule=schedule,
+    end_fraction=0.1,
+  )
+  found = [float(rate(n)) for n in range(15)]
+  expected = [
+    expected_rate(n, schedule, 3e-3, warmup, 12, 0.1) for n in range(15)
+  ]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_constant_schedule_needs_no_total():
+  optimizer = optimizers.make_optimizer(learning_rate=1e-2, warmup_updates=2)
+  assert float(optimizer.schedule(0)) == pytest.approx(5e-3)
+  assert float(optimizer.schedule(1000)) == pytest.approx(1e-2)
+
+
+def run(optimizer, params, gradients):
+  state = optimizer.init(params)
+  update = jax.jit(optimizer.update)
+  for grads in gradients:
+    changes, state = update(grads, state, params)
+    params = jax.tree.map(jnp.add, params, changes)
+  return params
+
+
+def test_adamw_equals_a_scalar_loop_with_clipping_and_decay():
+  b1, b2, decay, clip = 0.8, 0.9, 0.3, 1.5
+  optimizer = optimizers.make_optimizer(
+    learning_rate=0.1,
+    warmup_updates=2,
+    weight_decay=decay,
+    clip_norm=clip,
+    b1=b1,
+    b2=b2,
+  )
+  gradients = [(0.4, -0.2), (3.0, 4.0), (-1.0, 0.0)]
+  # One number as a matrix, one as a vector: only the matrix decays.
+  found = run(
+    optimizer,
+    {"matrix": jnp.full((1, 1), 0.5), "vector": jnp.full((1,), 0.5)},
+    [
+      {"matrix": jnp.full((1, 1), g), "vector": jnp.full((1,), h)}
+      for g, h in gradients
+    ],
+  )
+  params, first, second = [0.5, 0.5], [0.0, 0.0], [0.0, 0.0]
+  for n, pair in enumerate(gradients):
+    norm = math.hypot(*pair)
+    rate = 0.1 * min(1, (n + 1) / 2)
+    for i in range(2):
+      g = pair[i] * min(1, clip / norm)
+      first[i] = b1 * first[i] + (1 - b1) * g
+      second[i] = b2 * second[i] + (1 - b2) * g * g
+      mean = first[i] / (1 - b1 ** (n + 1))
+      square = second[i] / (1 - b2 ** (n + 1))
+      change = mean / (math.sqrt(square) + 1e-8)
+      change += decay * params[i] if i == 0 else 0
+      params[i] -= rate * change
+  np.testing.assert_allclose(found["matrix"], [[params[0]]], rtol=1e-5)
+  np.testing.assert_allclose(found["vector"], [params[1]], rtol=1e-5)
+
+
+def test_lion_moves_by_the_sign_of_its_momentum():
+  optimizer = optimizers.make_optimizer(
+    name="lion", learning_rate=0.01, clip_norm=None, b1=0.5, b2=0.5
+  )
+  gradients = [{"w": jnp.array([2.0])}, {"w": jnp.array([-0.1])}]
+  found = run(optimizer, {"w": jnp.array([1.0])}, gradients)
+  # The momentum 0.5 * 1.0 + 0.5 * -0.1 is still above zero.
+  np.testing.assert_allclose(found["w"], [0.98], rtol=1e-6)
+
+
+def test_no_clipping_leaves_the_gradient_its_size():
+  """Lion hides sizes, so adamw's second moment tells: scale then drop."""
+  gradients = [{"w": jnp.array([100.0])}, {"w": jnp.array([1.0])}]
+  start = {"w": jnp.array([0.0])}
+  clipped, free = (
+    run(
+      optimizers.make_optimizer(learning_rate=0.1, clip_norm=clip_norm),
+      start,
+      gradients,
+    )["w"]
+    for clip_norm in (1.0, None)
+  )
+  np.testing.assert_allclose(clipped, [-0.2], rtol=1e-4)
+  assert float(free[0]) > -0.199
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    ({"name": "adam"}, "adamw"),
+    ({"schedule": "cosin"}, "cosine"),
+    ({"schedule": "linear", "warmup_updates": 9}, "total_updates=9"),
+  ],
+)
+def test_bad_arguments_are_refused_with_what_to_change(arguments, words):
+  arguments = {"learning_rate": 0.1, "total_updates": 9} | arguments
+  with pytest.raises(ValueError, match=words):
+    optimizers.make_optimizer(**arguments)

@@ -1,0 +1,308 @@
+"""The update program: two ways to the same parameters.
+
+The network averages what stands before a position: enough for positions to
+depend on each other, and on nothing behind them.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from o1jax import mesh as meshes
+from o1jax.learning import optimizer as optimizers
+from o1jax.learning import update as updates
+from o1jax.types import LearnerBatch
+
+VOCAB, WIDTH, ROWS, LENGTH = 7, 4, 8, 6
+
+
+def log_probs_fn(params, tokens, lengths):
+  del lengths  # Causal: what stands behind a row's end changes nothing in it.
+  embedded = params["trunk"]["embedding"][tokens]
+  count = jnp.arange(1, tokens.shape[1] + 1, dtype=embedded.dtype)
+  hidden = jnp.cumsum(embedded, axis=1) / count[None, :, None]
+  hidden = jnp.tanh(hidden @ params["hidden"] + params["bias"][None, None, :])
+  log_probs = jax.nn.log_softmax(hidden @ params["policy_head"]["kernel"])
+  following = jnp.roll(tokens, -1, axis=1)[:, :, None]
+  log_probs = jnp.take_along_axis(log_probs, following, axis=2)[:, :, 0]
+  return log_probs, hidden @ params["value"]
+
+
+def make_params():
+  rng = np.random.default_rng(2)
+
+  def draw(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  # Two of the names stand in the sharding table.
+  return {
+    "trunk": {"embedding": draw(VOCAB + 1, WIDTH)},
+    "hidden": draw(WIDTH, WIDTH),
+    "bias": draw(WIDTH),
+    "policy_head": {"kernel": draw(WIDTH, VOCAB)},
+    "value": draw(WIDTH),
+  }
+
+
+def make_batch(seed=3):
+  """Rows of very different lengths: every microbatch has other weights."""
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(2, LENGTH + 1, ROWS)
+  lengths[0], lengths[1] = 0, LENGTH
+  inside = np.arange(LENGTH)[None, :] < lengths[:, None]
+  predicting = np.arange(LENGTH)[None, :] < lengths[:, None] - 1
+  shape = (ROWS, LENGTH)
+  return LearnerBatch(
+    tokens=(rng.integers(1, VOCAB, shape) * inside).astype(np.int32),
+    lengths=lengths.astype(np.int32),
+    policy_weights=(rng.uniform(size=shape) * predicting).astype(np.float32),
+    value_targets=rng.uniform(size=shape).astype(np.float32),
+    value_weights=inside.astype(np.float32),
+  )
+
+
+def make_optimizer(**arguments):
+  return optimizers.make_optimizer(
+    **{"learning_rate": 0.05, "warmup_updates": 3} | arguments
+  )
+
+
+@functools.cache
+def make_plain():
+  """An optimizer and, for two updates by it, the rows one by one.
+
+  The gradient of each row is taken alone and summed in float64: the oracle of
+  every arrangement of rows over microbatches and devices.
+  """
+  optimizer = make_optimizer(weight_decay=0.1)
+
+  def row_loss(params, tokens, weights, targets, value_weights):
+    log_probs, logits = log_probs_fn(params, tokens[None], None)
+    v = jax.nn.sigmoid(logits[0])
+    errors = -targets * jnp.log(v) - (1 - targets) * jnp.log(1 - v)
+    return -jnp.sum(weights * log_probs[0]) + 0.5 * jnp.sum(
+      value_weights * errors
+    )
+
+  grad_fn = jax.jit(jax.value_and_grad(row_loss))
+  apply_fn = jax.jit(optimizer.update)
+  params = make_params()
+  opt_state = optimizer.init(params)
+  expected = []
+  for seed in (3, 4):
+    batch = make_batch(seed)
+    policy_weight = np.sum(batch.policy_weights, dtype=np.float64)
+    value_weight = np.sum(batch.value_weights, dtype=np.float64)
+    loss = 0.0
+    gradient = jax.tree.map(lambda x: np.zeros(x.shape, np.float64), params)
+    for row in range(ROWS):
+      row_value, row_gradient = grad_fn(
+        params,
+        batch.tokens[row],
+        np.float32(batch.policy_weights[row] / policy_weight),
+        batch.value_targets[row],
+        np.float32(batch.value_weights[row] / value_weight),
+      )
+      loss += float(row_value)
+      gradient = jax.tree.map(lambda x, y: x + y, gradient, row_gradient)
+    gradient = jax.tree.map(np.float32, gradient)
+    norm = np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(gradient)))
+    changes, opt_state = apply_fn(gradient, opt_state, params)
+    params = jax.tree.map(lambda x, y: np.asarray(x + y), params, changes)
+    expected.append((params, loss, norm))
+  return optimizer, expected
+
+
+@functools.cache
+def make_shared(num_microbatches=1):
+  """A fresh state's maker and an update, compiled once for many tests."""
+  optimizer = make_optimizer()
+  update = updates.make_update(
+    log_probs_fn,
+    optimizer,
+    num_microbatches=num_microbatches,
+    value_coefficient=0.5,
+  )
+  return lambda: updates.make_state(make_params(), optimizer), update
+
+
+def assert_close(found, expected, atol=1e-6):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol),
+    found,
+    expected,
+  )
+
+
+@pytest.mark.parametrize(
+  ("num_microbatches", "mesh_shape"),
+  [
+    (1, None),
+    (4, None),
+    (1, {"data": 2}),
+    (2, {"data": 2, "fsdp": 2}),
+    (1, {"data": 2, "fsdp": 2, "tensor": 2}),
+  ],
+)
+def test_every_arrangement_equals_the_rows_one_by_one(
+  num_microbatches, mesh_shape
+):
+  mesh = None if mesh_shape is None else meshes.make_mesh(mesh_shape)
+  optimizer, expected = make_plain()
+  num_traces = 0
+
+  def counting_fn(*arguments):
+    nonlocal num_traces
+    num_traces += 1
+    return log_probs_fn(*arguments)
+
+  update = updates.make_update(
+    counting_fn,
+    optimizer,
+    num_microbatches=num_microbatches,
+    value_coefficient=0.5,
+    mesh=mesh,
+  )
+  state = updates.make_state(make_params(), optimizer, mesh)
+  for seed, (params, loss, norm) in zip((3, 4), expected, strict=True):
+    state, metrics = update(state, make_batch(seed))
+    if seed == 3:
+      num_first, num_traces = num_traces, 0
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    assert_close(jax.device_get(state.params), params, atol=2e-5)
+  assert int(state.num_updates) == 2
+  # The second update is the first one's program.
+  assert num_first > 0 and num_traces == 0
+
+
+def test_a_mesh_shares_out_weights_and_moments_alike():
+  mesh = meshes.make_mesh({"fsdp": 2})
+  optimizer = make_optimizer()
+  state = updates.make_state(make_params(), optimizer, mesh)
+  update = updates.make_update(log_probs_fn, optimizer, mesh=mesh)
+  state, _ = update(state, make_batch())
+  split = [
+    jax.tree_util.keystr(path)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    if not leaf.sharding.is_fully_replicated
+  ]
+  # Each weight of the table with its two moments.
+  assert len(split) == 6
+  assert all("embedding" in name or "kernel" in name for name in split)
+
+
+def test_k_updates_in_one_call_equal_k_calls():
+  batches = [make_batch(seed) for seed in range(3)]
+  make_state, update = make_shared(2)
+  state = make_state()
+  rows = []
+  for batch in batches:
+    state, metrics = update(state, batch)
+    rows.append(metrics)
+  stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
+  for mesh in (None, meshes.make_mesh({"data": 2})):
+    optimizer = make_optimizer()
+    run = updates.make_updates(
+      log_probs_fn,
+      optimizer,
+      num_microbatches=2,
+      value_coefficient=0.5,
+      mesh=mesh,
+    )
+    fresh = updates.make_state(make_params(), optimizer, mesh)
+    found, metrics = run(fresh, stacked)
+    assert_close(jax.device_get(found), jax.device_get(state), atol=2e-5)
+    for name in metrics:
+      expected = [row[name] for row in rows]
+      np.testing.assert_allclose(metrics[name], expected, rtol=1e-4)
+
+
+def test_metrics_tell_the_parts_and_the_rate():
+  make_state, update = make_shared()
+  state, first = update(make_state(), make_batch())
+  _, second = update(state, make_batch())
+  np.testing.assert_allclose(
+    first["loss"], first["policy_loss"] + 0.5 * first["value_loss"], rtol=1e-6
+  )
+  rates = [float(first["learning_rate"]), float(second["learning_rate"])]
+  np.testing.assert_allclose(rates, [0.05 / 3, 0.1 / 3], rtol=1e-6)
+  assert float(first["is_finite"]) == 1
+  assert set(first) == {
+    "loss",
+    "policy_loss",
+    "value_loss",
+    "grad_norm",
+    "learning_rate",
+    "is_finite",
+  }
+
+
+def test_padding_gets_no_gradient():
+  """Token 0 stands in the padding only: its embedding must not move."""
+  batch = make_batch()
+  assert (batch.tokens == 0).sum() > 6
+  params = make_params()
+  make_state, update = make_shared()
+  state, _ = update(make_state(), batch)
+  embedding = np.asarray(state.params["trunk"]["embedding"])
+  before = np.asarray(params["trunk"]["embedding"])
+  np.testing.assert_array_equal(embedding[0], before[0])
+  assert np.all(embedding[1:VOCAB] != before[1:VOCAB])
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_a_batch_without_weight_moves_nothing(num_microbatches):
+  nothing = np.zeros((ROWS, LENGTH), np.float32)
+  batch = make_batch().replace(policy_weights=nothing, value_weights=nothing)
+  make_state, update = make_shared(num_microbatches)
+  state, metrics = update(make_state(), batch)
+  assert float(metrics["loss"]) == 0 and float(metrics["is_finite"]) == 1
+  jax.tree.map(np.testing.assert_array_equal, state.params, make_params())
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_state_as_it_was():
+  make_state, update = make_shared()
+  state, _ = update(make_state(), make_batch())
+  before = jax.device_get(state)
+  batch = make_batch(4)
+  batch.policy_weights[2, 0] = np.inf
+  state, metrics = update(state, batch)
+  assert float(metrics["is_finite"]) == 0
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+  state, metrics = update(state, make_batch(4))
+  assert float(metrics["is_finite"]) == 1 and int(state.num_updates) == 2
+
+
+def test_state_is_donated_and_owns_its_params():
+  optimizer = make_optimizer()
+  params = make_params()
+  state = updates.make_state(params, optimizer)
+  _, update = make_shared()
+  update(state, make_batch())
+  assert state.params["hidden"].is_deleted()
+  assert not params["hidden"].is_deleted()
+
+
+def test_rows_that_do_not_divide_are_refused_with_the_numbers():
+  optimizer = make_optimizer()
+  mesh = meshes.make_mesh({"data": 2})
+  update = updates.make_update(
+    log_probs_fn, optimizer, num_microbatches=3, mesh=mesh
+  )
+  state = updates.make_state(make_params(), optimizer, mesh)
+  with pytest.raises(ValueError, match="8 rows .* num_microbatches=3 x 2"):
+    update(state, make_batch())
+
+
+def test_learning_a_fixed_batch_brings_the_loss_down():
+  make_state, update = make_shared()
+  state = make_state()
+  losses = []
+  for _ in range(40):
+    state, metrics = update(state, make_batch())
+    losses.append(float(metrics["loss"]))
+  assert losses[-1] < 0.7 * losses[0]
