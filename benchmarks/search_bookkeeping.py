@@ -141,9 +141,7 @@ def main() -> None:
     for _ in range(NUM_PAIRS):
       ours.append(seconds(search, (), key, problems))
       theirs.append(seconds(peer, key, problems))
-    ratio = statistics.median(
-      a / b for a, b in zip(ours, theirs, strict=True)
-    )
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     scale = 1e6 / num_simulations
     print(
       f"{rule:6} {num_problems:3} {num_candidates:3} {num_simulations:5}"

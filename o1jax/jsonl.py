@@ -40,7 +40,7 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
     ValueError: a number that JSON has no form for, such as NaN.
   """
   path = os.fspath(path)
-  partial = f"{path}.partial-{os.getpid()}"
+  partial = f"{path}.partial"
   try:
     with open(partial, "w", encoding="ascii") as file:
       for row in rows:
@@ -90,7 +90,8 @@ def read_solutions(
 
   Required are problem, text, outcome_reward, verdict, iteration and source.
   Absent log-probs are NaN: unknown. Token ids mean something to one tokenizer
-  only, so rows for a run with another one should leave them out.
+  only, so rows for a run with another one should leave them out. Further fields
+  are passed over.
 
   Args:
     path: the file.
@@ -297,13 +298,18 @@ def _check_tree(tree, where):
 
 
 def _check_names(row, prefix, where, required, optional):
-  """Refuses unknown fields first: they explain the missing ones."""
-  known = (*required, *optional)
+  """Refuses absent fields, and names that read like a slip for one.
+
+  Further fields are passed over, so that a file may say more than is needed.
+  """
+  absent = [name for name in (*required, *optional) if name not in row]
   for name in row:
-    if name not in known:
-      near = difflib.get_close_matches(name, known, 1)
-      hint = f"; did you mean {near[0]!r}?" if near else ""
-      raise ValueError(f"{where}: field {prefix + name!r} is unknown{hint}")
+    near = difflib.get_close_matches(name, absent, 1)
+    if near and name not in required and name not in optional:
+      raise ValueError(
+        f"{where}: field {prefix + name!r} is unknown; did you mean "
+        f"{near[0]!r}?"
+      )
   for name in required:
     _take_present(row, prefix + name, where)
 

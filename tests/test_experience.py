@@ -141,7 +141,7 @@ def test_sampling_repeats_itself_and_is_even():
     return names(experience.sample(np.random.default_rng(seed), n, "search"))
 
   assert draw(1, 7) == draw(1, 7) != draw(2, 7)
-  assert len(set(draw(1, 7))) == 7
+  assert all(len(set(draw(seed, 7))) == 7 for seed in range(10))
   counts = [draw(1, 23).count(("p", str(i))) for i in range(10)]
   assert sorted(counts) == [2] * 7 + [3] * 3
   shares = np.zeros(10)

@@ -89,6 +89,24 @@ def test_rows_made_elsewhere_get_their_tokens_here(tmp_path):
     jsonl.read_solutions(path)
 
 
+@pytest.mark.parametrize(
+  ("name", "slip"),
+  [("text", "txt"), ("tokens", "token"), ("num_visits", "num_visit")],
+)
+def test_a_slip_in_a_name_is_refused_and_further_fields_pass(
+  tmp_path, name, slip
+):
+  path = tmp_path / "rows.jsonl"
+  row = jsonl.solution_row(make_solution()) | {"prompt": "3 7", "is_kept": 1}
+  path.write_text(json.dumps(row))
+  assert_same(jsonl.read_solutions(path)[0], make_solution())
+  row[slip] = row.pop(name)
+  path.write_text(json.dumps(row))
+  words = f"field '{slip}' is unknown; did you mean '{name}'"
+  with pytest.raises(ValueError, match=words):
+    jsonl.read_solutions(path, lambda text: [1])
+
+
 LISTED = r"field 'step_weights': expected a list of 3 finite numbers >= 0, got "
 
 
@@ -110,7 +128,6 @@ LISTED = r"field 'step_weights': expected a list of 3 finite numbers >= 0, got "
     ({"step_weights": [1, 2, 1e300]}, LISTED),
     ({"step_weights": [1, 2, -1]}, LISTED),
     ({"policy_log_probs": [-1, -2, 10**400]}, "a list of 3 finite numbers, g"),
-    ({"txt": "x"}, "field 'txt' is unknown; did you mean 'text'"),
     ({"problem": 3}, "'problem': expected an object, got 3"),
     ({"problem": {"id": "p"}}, "field 'problem.task' is missing"),
     ({"problem": jsonl.problem_row(PROBLEM) | {"id": 3}}, "'problem.id': exp"),

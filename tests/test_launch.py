@@ -14,7 +14,7 @@ SCRIPTS = ("test.sh", "launch/local.sh", ".ci/run", "launch/setup_venv.sh")
 # Stands in for .venv/bin/python: notes what it is asked to do, and runs only
 # what the scripts compute for themselves.
 FAKE_PYTHON = """#!/usr/bin/env bash
-echo "$@" >>"$LOG"
+(IFS="|" && echo "$*") >>"$LOG"
 case "$1" in
   -m) exit 0 ;;
   *) exec REAL_PYTHON "$@" ;;
@@ -41,7 +41,10 @@ def make_fake_venv(checkout):
 
 
 def run(checkout, script, *arguments, cwd=None, **environment):
-  """Runs a script; returns it and what .venv's python was asked to do."""
+  """Runs a script; returns it and what .venv's python was asked to do.
+
+  One line for each call, its arguments joined by "|".
+  """
   log = checkout.parent / "log"
   log.write_text("")
   kept = {name: os.environ[name] for name in ("PATH", "HOME")}
@@ -52,8 +55,8 @@ def run(checkout, script, *arguments, cwd=None, **environment):
     cwd=cwd or checkout,
     env={**kept, "LOG": str(log), **environment},
   )
-  asked = [line for line in log.read_text().splitlines() if line[:3] == "-m "]
-  return done, [line for line in asked if line != "-m pip --version"]
+  asked = [line for line in log.read_text().splitlines() if line[:3] == "-m|"]
+  return done, [line for line in asked if line != "-m|pip|--version"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -65,14 +68,14 @@ def test_scripts_are_bash_and_stop_at_errors(script):
 
 def test_nothing_is_installed_twice(checkout):
   make_fake_venv(checkout)
-  install = "-m pip install --quiet -e .[dev]"
+  install = "-m|pip|install|--quiet|-e|.[dev]"
   _, asked = run(checkout, "test.sh")
   assert asked[0] == install
   _, asked = run(checkout, "test.sh")
   assert install not in asked
   # Who has the dev extras has the core.
   _, asked = run(checkout, "launch/local.sh")
-  assert len(asked) == 1 and asked[0].startswith("-m o1jax.main")
+  assert len(asked) == 1 and asked[0].startswith("-m|o1jax.main|")
   # Other requirements, another place: installed again.
   with open(checkout / "setup.py", "a") as file:
     file.write("# more\n")
@@ -88,17 +91,17 @@ def test_nothing_is_installed_twice(checkout):
 def test_core_is_not_enough_for_the_tests(checkout):
   make_fake_venv(checkout)
   _, asked = run(checkout, "launch/local.sh")
-  assert asked[0] == "-m pip install --quiet -e ."
+  assert asked[0] == "-m|pip|install|--quiet|-e|."
   _, asked = run(checkout, "test.sh")
-  assert asked[0] == "-m pip install --quiet -e .[dev]"
+  assert asked[0] == "-m|pip|install|--quiet|-e|.[dev]"
 
 
 def test_lint_comes_before_the_tests_and_arguments_are_passed_on(checkout):
   make_fake_venv(checkout)
   _, asked = run(checkout, "test.sh", "tests/test_mesh.py", "-k", "two words")
-  assert asked[1:3] == ["-m ruff check .", "-m ruff format --check ."]
-  assert asked[3].startswith("-m pytest -n ")
-  assert asked[3].endswith("-m not slow tests/test_mesh.py -k two words")
+  assert asked[1:3] == ["-m|ruff|check|.", "-m|ruff|format|--check|."]
+  assert asked[3].startswith("-m|pytest|-n|")
+  assert asked[3].endswith("-m|not slow|tests/test_mesh.py|-k|two words")
   _, asked = run(checkout, "test.sh", "--all")
   assert "slow" not in asked[-1] and "--all" not in asked[-1]
 
@@ -109,7 +112,7 @@ def test_workdir_is_seen_from_where_the_user_stands(checkout, tmp_path):
   _, asked = run(checkout, "launch/local.sh", "w", cwd=tmp_path / "here")
   assert asked[-1].endswith(f"--workdir={tmp_path}/here/w")
   _, asked = run(checkout, "launch/local.sh", "/w", "--config.seed=1")
-  assert asked[-1].endswith("--workdir=/w --config.seed=1")
+  assert asked[-1].endswith("--workdir=/w|--config.seed=1")
   _, asked = run(checkout, "launch/local.sh", cwd=tmp_path / "here")
   assert asked[-1].endswith(f"--workdir={checkout}/runs/countdown")
 

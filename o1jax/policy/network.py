@@ -74,6 +74,7 @@ def make_network(
   decoder = Decoder(config)
   policy_head, value_head = PolicyHead(config), ValueHead(config)
 
+  @jax.jit
   def init(key):
     trunk_key, policy_key, value_key, number_key = jax.random.split(key, 4)
     tokens = jnp.zeros((1, 1), jnp.int32)

@@ -94,13 +94,13 @@ def expand(
   is_active = leaf != NO_NODE
   node = jnp.where(is_active, leaf, ROOT)
   # Leaves fill their row from the left, so the w-th gets the w-th block.
-  offset = num_candidates * jnp.arange(num_leaves)[None]
+  offset = num_candidates * jnp.arange(num_leaves, dtype=jnp.int32)[None]
   first_child = jnp.where(is_active, tree.next_free[:, None] + offset, capacity)
 
   path_id = read(state.path_ids, node)
   fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
   keys = fold_in(state.tree_keys, path_id)
-  actions = jnp.arange(num_candidates)
+  actions = jnp.arange(num_candidates, dtype=jnp.int32)
   flat = (num_problems, num_leaves * num_candidates)
   child = first_child[:, :, None] + actions[None, None]
   path_ids = write(

@@ -142,7 +142,10 @@ def add_children(
   shape = (*node.shape, num_candidates)
   flat = (node.shape[0], -1)
   node = jnp.where(is_active, node, NO_NODE)
-  child = first_child[:, :, None] + jnp.arange(num_candidates)[None, None]
+  child = (
+    first_child[:, :, None]
+    + jnp.arange(num_candidates, dtype=jnp.int32)[None, None]
+  )
   child = jnp.where(is_active[:, :, None], child, NO_NODE).reshape(flat)
   depth = read(tree.depth, node) + 1
 
@@ -298,7 +301,9 @@ def ancestors(parent: jax.Array, node: jax.Array, max_depth: int) -> jax.Array:
   )
   path = jnp.moveaxis(path, 0, -1)
   length = jnp.sum(path != NO_NODE, axis=-1, keepdims=True)
-  depth = jnp.arange(max_depth + 1).reshape(*[1] * node.ndim, -1)
+  depth = jnp.arange(max_depth + 1, dtype=jnp.int32).reshape(
+    *[1] * node.ndim, -1
+  )
   turned = jnp.take_along_axis(
     path, jnp.maximum(length - 1 - depth, 0), axis=-1
   )

@@ -127,10 +127,10 @@ class NumbersTask:
   def relabel(self, problem: Problem, text: str) -> Problem | None:
     """The training problem that a text solves, where it is not `problem`."""
     numbers, old_target = _content(problem)
-    answer = self.check(problem, text).answer
-    if answer is None or not answer.isdigit() or answer == str(old_target):
+    reached = numbers_text.claimed_number(text)
+    if reached is None or not reached.isdigit() or reached == str(old_target):
       return None
-    target = int(answer)
+    target = int(reached)
     verdict = numbers_text.check_text(numbers, target, text, self.integers_only)
     if not (verdict.is_correct and self.is_train(numbers, target)):
       return None

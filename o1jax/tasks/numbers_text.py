@@ -18,10 +18,11 @@ Python, lengths and depths are bounded, and no text makes `check_text` raise.
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from o1jax.tasks import numbers_form
 from o1jax.tasks.numbers_game import Number, combine
 from o1jax.types import Verdict
 
@@ -125,28 +126,32 @@ def judge_lines(
     text: the lines.
     integers_only: the rule in force.
   """
-  path = [tuple(map(str, numbers))]
+  start = tuple(map(str, numbers))
+  path = [(start, sorted(start))]
   for line in text.split("\n", MAX_LINES):
     back = _BACK.fullmatch(line)
-    state = path[-1]
+    state, _ = path[-1]
     if len(state) == 1 and (back is None or state[0] == str(target)):
       yield Step("text after the answer", state)
     elif back is None:
       step = judge_line(state, line, integers_only)
-      path.append(step.left)
+      path.append((step.left, sorted(step.left)))
       yield step
     else:
       yield _go_back(path, tuple(back.group(1).split(" ")))
 
 
-def _go_back(path: list[tuple[str, ...]], left: tuple[str, ...]) -> Step:
+def _go_back(
+  path: list[tuple[tuple[str, ...], list[str]]], left: tuple[str, ...]
+) -> Step:
   """Cuts the path after the last state above that has these numbers."""
   wanted = sorted(left)
   for depth in range(len(path) - 2, -1, -1):
-    if sorted(path[depth]) == wanted:
+    state, in_order = path[depth]
+    if in_order == wanted:
       del path[depth + 1 :]
-      return Step("", path[depth])
-  return Step("back to numbers that never stood there", path[-1])
+      return Step("", state)
+  return Step("back to numbers that never stood there", path[-1][0])
 
 
 def state_after(
@@ -192,26 +197,59 @@ def check_text(
 ) -> Verdict:
   """Judges a solution text of any of the forms in the head of this file.
 
-  The answer in the verdict is the number that the text claims to reach. It is
-  read, not checked, so that a vote by answers learns nothing from the checker.
+  The answer in the verdict is the normal form (see `numbers_form`) of the
+  expression that the text writes; of a search trace, that of its last path. It
+  is read from what the text claims and not checked, so that a vote by answers
+  learns nothing from the checker. It is None where the last line cannot be
+  read or leaves more than one number; other lines that cannot be read are
+  stepped over.
   """
-  if not isinstance(text, str) or len(text) > MAX_TEXT:
-    return Verdict(False, "too long", None)
-  answer, rest = marked_answer(text)
-  if not _CLOSING.fullmatch(rest):
-    return Verdict(False, "text after the answer", None)
-  answer = answer.strip()
-  if not answer:
-    return Verdict(False, "empty", None)
-  if "(left" in answer or "\n" in answer:
+  answer, reason = _answer_text(text)
+  if reason:
+    return Verdict(False, reason, None)
+  if _is_steps(answer):
     return _check_steps(numbers, target, answer, integers_only)
   return _check_expression(numbers, target, answer, integers_only)
+
+
+def claimed_number(text: str) -> str | None:
+  """The number that a text ends at, None where there is none to be read.
+
+  Of steps it is what the last line claims, right or wrong; of an expression
+  its value.
+  """
+  answer, reason = _answer_text(text)
+  if reason:
+    return None
+  if _is_steps(answer):
+    match = _last_line(answer)
+    return None if match is None else match.group(5)
+  try:
+    expression, _ = _split_claim(answer)
+    return str(_value(_tokens(expression)))
+  except _UnreadableError:
+    return None
+
+
+def _answer_text(text: str) -> tuple[str, str]:
+  """The marked answer, and why there is none to be read ("" where it is)."""
+  if not isinstance(text, str) or len(text) > MAX_TEXT:
+    return "", "too long"
+  answer, rest = marked_answer(text)
+  if not _CLOSING.fullmatch(rest):
+    return "", "text after the answer"
+  answer = answer.strip()
+  return answer, "" if answer else "empty"
+
+
+def _is_steps(answer: str) -> bool:
+  return "(left" in answer or "\n" in answer
 
 
 def _check_steps(
   numbers: Sequence[int], target: int, text: str, integers_only: bool
 ) -> Verdict:
-  answer = _claimed_number(text)
+  answer = _steps_form(numbers, text)
   left: tuple[str, ...] = ()
   for step in judge_lines(numbers, target, text, integers_only):
     if step.reason:
@@ -224,31 +262,49 @@ def _check_steps(
   return Verdict(True, "correct", answer)
 
 
-def _claimed_number(text: str) -> str | None:
-  """The single number left by the last line, None where it leaves others."""
+def _last_line(text: str) -> re.Match[str] | None:
+  """The last line, where it is a step that leaves a single number."""
   match = _LINE.fullmatch(text[text.rfind("\n") + 1 :])
   if match is None or read_number(match.group(5)) is None:
     return None
-  return match.group(5)
+  return match
+
+
+def _steps_form(numbers: Sequence[int], text: str) -> str | None:
+  """The normal form of what the lines claim, None where they are no answer."""
+  lines = text.split("\n", MAX_LINES)
+  if len(lines) > MAX_LINES or _last_line(text) is None:
+    return None
+  path = numbers_form.Path(numbers)
+  for line in lines:
+    if step := _LINE.fullmatch(line):
+      *claims, left = step.groups()
+      path.step(*claims, left.split(" "))
+    elif back := _BACK.fullmatch(line):
+      path.go_back(back.group(1).split(" "))
+  return path.answer()
 
 
 def _check_expression(
   numbers: Sequence[int], target: int, text: str, integers_only: bool
 ) -> Verdict:
+  answer = None
   try:
     expression, claim = _split_claim(text)
     tokens = _tokens(expression)
-    value = _Parser(tokens).read()
+    form = _Parser(tokens, numbers_form.leaf, numbers_form.join).read()
+    answer = None if form is None else form.text()
+    value = _value(tokens)
   except _UnreadableError as error:
-    return Verdict(False, str(error), None)
+    return Verdict(False, str(error), answer)
   reason = _misused([t for t in tokens if isinstance(t, int)], numbers)
   if not reason and claim is not None and claim != value:
     reason = f"wrong result {expression.strip()} = {claim}"
   if not reason and integers_only:
-    reason = _Parser(tokens, integers_only=True).broken_rule()
+    reason = _broken_rule(tokens)
   if not reason and value != target:
     reason = f"reaches {value}, not {target}"
-  return Verdict(not reason, reason or "correct", str(value))
+  return Verdict(not reason, reason or "correct", answer)
 
 
 class _UnreadableError(ValueError):
@@ -287,26 +343,27 @@ def _tokens(expression: str) -> list[int | str]:
 
 
 class _Parser:
-  """Evaluates tokens exactly by recursive descent; no sign before a number."""
+  """Reads tokens by recursive descent; no sign stands before a number.
 
-  def __init__(self, tokens: list[int | str], integers_only: bool = False):
+  What is read is up to `leaf_fn(number)` and `join_fn(a, op, b)`.
+  """
+
+  def __init__(
+    self,
+    tokens: list[int | str],
+    leaf_fn: Callable[[int], Any],
+    join_fn: Callable[[Any, str, Any], Any],
+  ):
     self._tokens = tokens
     self._position = 0
-    self._integers_only = integers_only
+    self._leaf_fn = leaf_fn
+    self._join_fn = join_fn
 
-  def read(self) -> Number:
-    value = self._sum(0)
+  def read(self) -> Any:
+    result = self._sum(0)
     if self._position < len(self._tokens):
       raise _UnreadableError("unreadable expression")
-    return value
-
-  def broken_rule(self) -> str:
-    """What breaks the rule in force, "" where nothing does."""
-    try:
-      self.read()
-    except _UnreadableError as error:
-      return str(error)
-    return ""
+    return result
 
   def _next(self, accepted: str) -> str | None:
     """Takes the next token where it is one of the accepted signs."""
@@ -317,38 +374,53 @@ class _Parser:
         return token
     return None
 
-  def _sum(self, depth: int) -> Number:
-    value = self._product(depth)
+  def _sum(self, depth: int) -> Any:
+    result = self._product(depth)
     while op := self._next("+-"):
-      value = self._apply(value, op, self._product(depth))
-    return value
+      result = self._join_fn(result, op, self._product(depth))
+    return result
 
-  def _product(self, depth: int) -> Number:
-    value = self._atom(depth)
+  def _product(self, depth: int) -> Any:
+    result = self._atom(depth)
     while op := self._next("*/"):
-      value = self._apply(value, op, self._atom(depth))
-    return value
+      result = self._join_fn(result, op, self._atom(depth))
+    return result
 
-  def _atom(self, depth: int) -> Number:
+  def _atom(self, depth: int) -> Any:
     if self._next("("):
       if depth >= MAX_DEPTH:
         raise _UnreadableError("too many brackets")
-      value = self._sum(depth + 1)
+      result = self._sum(depth + 1)
       if not self._next(")"):
         raise _UnreadableError("unreadable expression")
-      return value
+      return result
     if self._position < len(self._tokens):
       token = self._tokens[self._position]
       if isinstance(token, int):
         self._position += 1
-        return token
+        return self._leaf_fn(token)
     raise _UnreadableError("unreadable expression")
 
-  def _apply(self, a: Number, op: str, b: Number) -> Number:
-    result = combine(a, op, b, self._integers_only)
+
+def _value(tokens: list[int | str], integers_only: bool = False) -> Number:
+  """The exact value of an expression; _UnreadableError on an illegal step."""
+
+  def join(a: Number, op: str, b: Number) -> Number:
+    result = combine(a, op, b, integers_only)
     if result is None:
       raise _UnreadableError(f"illegal step {a} {op} {b}")
     return result
+
+  return _Parser(tokens, lambda number: number, join).read()
+
+
+def _broken_rule(tokens: list[int | str]) -> str:
+  """What breaks the rule of whole numbers, "" where nothing does."""
+  try:
+    _value(tokens, integers_only=True)
+  except _UnreadableError as error:
+    return str(error)
+  return ""
 
 
 def _misused(used: list[int], numbers: Sequence[int]) -> str:

@@ -117,7 +117,22 @@ def test_least_policy_loss_is_the_visit_distribution():
   np.testing.assert_allclose(jax.nn.softmax(logits), visit_probs, atol=5e-3)
 
 
-def test_masked_positions_are_never_read_and_an_empty_batch_loses_nothing():
+def test_value_at_masked_positions_is_never_read():
+  weights = jnp.array([[1.0, 0.0, 0.0]])
+  targets = jnp.array([[1.0, jnp.nan, 0.5]])
+  ones = jnp.ones((1, 3))
+
+  def loss(logits):
+    sums = alphazero.alphazero_loss(ones, ones, logits, targets, weights)
+    return sums.value_sum
+
+  logits = jnp.array([[0.0, 1.0, jnp.nan]])
+  value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
+  np.testing.assert_allclose(value, math.log(2), rtol=1e-6)
+  np.testing.assert_allclose(gradient, [[-0.5, 0.0, 0.0]], rtol=1e-6)
+
+
+def test_an_empty_batch_loses_nothing():
   params, batch = make_case()
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
   batch = batch | {

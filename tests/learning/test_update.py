@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from o1jax import mesh as meshes
 from o1jax.learning import optimizer as optimizers
@@ -193,6 +194,28 @@ def test_a_mesh_shares_out_weights_and_moments_alike():
   # Each weight of the table with its two moments.
   assert len(split) == 6
   assert all("embedding" in name or "kernel" in name for name in split)
+
+
+def test_a_state_leaves_an_update_placed_as_it_came():
+  """Also where the update itself leans towards another place."""
+  mesh = meshes.make_mesh({"fsdp": 2})
+  other = NamedSharding(mesh, PartitionSpec("fsdp"))
+
+  def change_fn(gradient, opt_state, params):
+    del params
+    change = jax.lax.with_sharding_constraint(-gradient["hidden"], other)
+    return gradient | {"hidden": change}, opt_state
+
+  optimizer = make_optimizer()._replace(update=change_fn)
+  state = updates.make_state(make_params(), optimizer, mesh)
+  before = jax.tree.map(lambda x: x.sharding, state)
+  state, _ = updates.make_update(log_probs_fn, optimizer, mesh=mesh)(
+    state, make_batch()
+  )
+  for leaf, sharding in zip(
+    jax.tree.leaves(state), jax.tree.leaves(before), strict=True
+  ):
+    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
 
 
 def test_k_updates_in_one_call_equal_k_calls():

@@ -40,7 +40,7 @@ RIGHT = "3 * 2 = 6 (left: 7 6)\n7 + 6 = 13 (left: 13)"
 def test_accepts(text):
   verdict = check_text([3, 7, 2], 13, text)
   assert verdict.is_correct, verdict
-  assert verdict.reason == "correct" and verdict.answer == "13"
+  assert verdict.reason == "correct" and verdict.answer == "7 + (2 * 3)"
 
 
 @pytest.mark.parametrize(
@@ -51,40 +51,48 @@ def test_accepts(text):
     (
       "3 + 7 = 10 (left: 2 10)\n10 + 2 = 12 (left: 12)",
       "reaches 12, not 13",
-      "12",
+      "2 + 3 + 7",
     ),
     (
       "3 + 8 = 11 (left: 7 11)\n2 + 11 = 13 (left: 13)",
       "illegal number 8",
-      "13",
+      "2 + 3 + 8",
     ),
     (
       "3 + 3 = 6 (left: 7 6)\n7 + 6 = 13 (left: 13)",
       "illegal number 3",
-      "13",
+      "3 + 3 + 7",
     ),
     (
       "3 + 7 = 11 (left: 2 11)\n11 + 2 = 13 (left: 13)",
       "wrong result 3 + 7 = 11",
-      "13",
+      "2 + 3 + 7",
     ),
     (
       "3 * 2 = 6 (left: 6)\n6 + 7 = 13 (left: 13)",
       "wrong remaining numbers",
-      "13",
+      "7 + (2 * 3)",
     ),
     (
       "3 * 2 = 6 (left: 7 6 7)\n6 + 7 = 13 (left: 13)",
       "wrong remaining numbers",
-      "13",
+      "7 + (2 * 3)",
     ),
     (RIGHT[:-1], "unreadable step", None),
     (RIGHT[:30], "unreadable step", None),
-    (RIGHT + "\n13 * 1 = 13 (left: 13)", "text after the answer", "13"),
+    (
+      RIGHT + "\n13 * 1 = 13 (left: 13)",
+      "text after the answer",
+      "1 * (7 + (2 * 3))",
+    ),
     (RIGHT + "\nback (left: 3 7 2)", "text after the answer", None),
     (RIGHT + "\nso 13", "text after the answer", None),
     (RIGHT + " yes", "unreadable step", None),
-    ("3  * 2 = 6 (left: 7 6)\n7 + 6 = 13 (left: 13)", "unreadable step", "13"),
+    (
+      "3  * 2 = 6 (left: 7 6)\n7 + 6 = 13 (left: 13)",
+      "unreadable step",
+      "6 + 7",
+    ),
     (
       "3 * 2 = 6 (left: 7 6)\nback (left: 3 6)",
       "back to numbers that never stood there",
@@ -92,13 +100,13 @@ def test_accepts(text):
     ),
     ("back (left: 3 7 2)", "back to numbers that never stood there", None),
     ("7 - 7 = 0 (left: 3 2)", "illegal number 7", None),
-    ("3 + 7 = 10", "number 2 not used", "10"),
+    ("3 + 7 = 10", "number 2 not used", "3 + 7"),
     ("13", "illegal number 13", "13"),
-    ("7 + 3 + 3", "illegal number 3", "13"),
-    ("7 + 3 * 2 = 14", "wrong result 7 + 3 * 2 = 14", "13"),
-    ("7 + 3 - 2", "reaches 8, not 13", "8"),
-    ("7 / 3 * 2", "reaches 14/3, not 13", "14/3"),
-    ("7 / (3 - 3)", "illegal step 7 / 0", None),
+    ("7 + 3 + 3", "illegal number 3", "3 + 3 + 7"),
+    ("7 + 3 * 2 = 14", "wrong result 7 + 3 * 2 = 14", "7 + (2 * 3)"),
+    ("7 + 3 - 2", "reaches 8, not 13", "3 + 7 - 2"),
+    ("7 / 3 * 2", "reaches 14/3, not 13", "2 * 7 / 3"),
+    ("7 / (3 - 3)", "illegal step 7 / 0", "7 / (3 - 3)"),
     ("7 + 3 * 2 = 13 = 13", "unreadable result", None),
     ("7 + 3 * 2 = 13.0", "unreadable result", None),
     ("13 = 7 + 3 * 2", "unreadable result", None),
@@ -262,3 +270,23 @@ def test_agrees_with_labels_of_model_outputs(test_data):
       extracted = check_text(*problem, row["extracted_here"])
       assert extracted.is_correct == bool(row["label_here"]), row["id"]
   assert sum(row["label_here"] is True for row in rows) == 75
+
+
+@pytest.mark.parametrize(
+  "text, number",
+  [
+    (RIGHT, "13"),
+    (RIGHT.replace("= 13 (left: 13)", "= 14 (left: 14)"), "14"),
+    ("3 / 7 = 3/7 (left: 2 3/7)\n3/7 - 2 = -11/7 (left: -11/7)", "-11/7"),
+    ("<answer>7 / 3 * 2 = 5</answer>", "14/3"),
+    ("3 + 7 = 10 (left: 2 10)", None),
+    (RIGHT[:-1], None),
+    ("7 / (3 - 3)", None),
+    ("7 +", None),
+    ("", None),
+    ("\\boxed{7} or not", None),
+    ("x" * 200_000, None),
+  ],
+)
+def test_claimed_number(text, number):
+  assert numbers_text.claimed_number(text) == number

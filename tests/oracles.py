@@ -1,0 +1,200 @@
+"""Slow and obvious oracles."""
+
+import math
+
+import numpy as np
+
+from o1jax.search.tree import UNEXPANDED, Tree
+from worlds import World
+
+Path = tuple[int, ...]
+
+
+class DictionaryMCTS:
+  """Textbook search of one world in dictionaries keyed by path.
+
+  Expands a node at its first visit, as AlphaZero does, in float64; `visits`
+  counts a node's own evaluation.
+  """
+
+  def __init__(
+    self,
+    world: World,
+    root: int,
+    *,
+    rule: str,
+    num_simulations: int,
+    discount: float = 1.0,
+    rollout_weight: float = 0.0,
+    root_noise: np.ndarray | None = None,
+    num_considered: int = 0,
+  ):
+    self.world = world
+    self.rule = rule
+    self.num_simulations = num_simulations
+    self.discount = discount
+    self.rollout_weight = rollout_weight
+    self.root_noise = root_noise
+    self.num_considered = num_considered
+    self.state = {(): root}
+    self.is_terminal = {(): False}
+    self.reward = {(): 0.0}
+    self.value = {(): float(world.root_value[root])}
+    self.visits = {(): 1}
+    self.total = {(): self.value[()]}
+    for _ in range(num_simulations):
+      self.simulate(())
+
+  def simulate(self, path: Path) -> float:
+    """One simulation from `path` down; returns what it is worth there."""
+    action = None if self.is_terminal[path] else self.choose(path)
+    if action is None:
+      returned = self.value[path]
+    else:
+      child = (*path, action)
+      if child not in self.visits:
+        self.add(path, action)
+        below = self.value[child]
+        self.visits[child], self.total[child] = 1, below
+      else:
+        below = self.simulate(child)
+      returned = self.reward[child] + self.discount * below
+    self.visits[path] += 1
+    self.total[path] += returned
+    return returned
+
+  def add(self, path: Path, action: int) -> None:
+    world, state, child = self.world, self.state[path], (*path, action)
+    outcome = float(world.outcome[state, action])
+    terminal = bool(world.is_terminal[state, action])
+    weight = self.rollout_weight
+    value = (1 - weight) * float(world.value[state, action]) + weight * outcome
+    self.state[child] = int(world.child[state, action])
+    self.is_terminal[child] = terminal
+    self.reward[child] = outcome if terminal else 0.0
+    self.value[child] = 0.0 if terminal else value
+
+  def choose(self, path: Path) -> int | None:
+    """The rule's choice among the valid candidates, None if there are none."""
+    state = self.state[path]
+    valid = [a for a, ok in enumerate(self.world.is_valid[state]) if ok]
+    if not valid:
+      return None
+    logits = {a: float(self.world.prior_logits[state, a]) for a in valid}
+    top = max(logits.values())
+    norm = sum(math.exp(x - top) for x in logits.values())
+    prior = {a: math.exp(x - top) / norm for a, x in logits.items()}
+    count = {a: self.visits.get((*path, a), 0) for a in valid}
+    q_value = {
+      a: self.reward[(*path, a)]
+      + self.discount * self.total[(*path, a)] / count[a]
+      for a in valid
+      if count[a]
+    }
+    mean = self.total[path] / self.visits[path]
+    if self.rule == "puct":
+      low = min([mean, *q_value.values()])
+      spread = max(max([mean, *q_value.values()]) - low, 1e-8)
+      n = self.visits[path]
+      rate = 1.25 + math.log((n + 19652 + 1) / 19652)
+      scores = {
+        a: (q_value.get(a, low) - low) / spread
+        + math.sqrt(n) * rate * prior[a] / (1 + count[a])
+        for a in valid
+      }
+    elif self.rule == "uct":
+      new = [a for a in valid if not count[a]]
+      n = sum(count.values())
+      scores = (
+        {a: logits[a] for a in new}
+        if new
+        else {
+          a: q_value[a] + math.sqrt(2) * math.sqrt(math.log(n) / count[a])
+          for a in valid
+        }
+      )
+    else:
+      scores = self.gumbel_scores(path, prior, count, q_value)
+    best = max(scores.values())
+    return next(a for a in valid if a in scores and scores[a] == best)
+
+  def gumbel_scores(self, path, prior, count, q_value):
+    n = sum(count.values())
+    mixed = self.value[path]
+    if q_value:
+      weight = sum(prior[a] for a in q_value)
+      weighted = sum(prior[a] * q_value[a] for a in q_value) / weight
+      mixed = (mixed + n * weighted) / (1 + n)
+    # Invalid candidates stand in the range of Q with the mixed value too.
+    completed = {a: q_value.get(a, mixed) for a in prior}
+    has_gap = len(prior) < self.world.is_valid.shape[1]
+    seen = [*completed.values(), *([mixed] if has_gap else [])]
+    spread = max(max(seen) - min(seen), 1e-8)
+    scale = (50 + max(count.values())) * 0.1
+    logits = {
+      a: math.log(prior[a]) + scale * (completed[a] - min(seen)) / spread
+      for a in prior
+    }
+    if path:
+      top = max(logits.values())
+      norm = sum(math.exp(x - top) for x in logits.values())
+      return {
+        a: math.exp(logits[a] - top) / norm - count[a] / (1 + n) for a in prior
+      }
+    turn = halving(min(self.num_considered, len(prior)), self.num_simulations)
+    return {
+      a: logits[a] + float(self.root_noise[a])
+      for a in prior
+      if count[a] == turn[n]
+    }
+
+
+def halving(num_considered: int, num_simulations: int) -> list[int]:
+  """Sequential Halving's visits, round by round and candidate by candidate."""
+  visits = [0] * max(num_considered, 1)
+  turns: list[int] = []
+  remaining = len(visits)
+  rounds = math.ceil(math.log2(remaining)) if remaining > 1 else 0
+  while len(turns) < num_simulations:
+    each = max(1, int(num_simulations / (rounds * remaining))) if rounds else 1
+    for _ in range(each):
+      for a in range(remaining):
+        turns.append(visits[a])
+        visits[a] += 1
+    remaining = max(2, remaining // 2) if rounds else 1
+  return turns[:num_simulations]
+
+
+def visits_by_path(tree: Tree, row: int) -> dict[Path, int]:
+  """Visits of every visited node of one tree, keyed by its path."""
+  first = np.asarray(tree.first_child[row])
+  visits = np.asarray(tree.num_visits[row])
+  found: dict[Path, int] = {}
+  stack: list[tuple[Path, int]] = [((), 0)]
+  while stack:
+    path, node = stack.pop()
+    if not visits[node]:
+      continue
+    found[path] = int(visits[node])
+    if first[node] != UNEXPANDED:
+      for action in range(tree.num_candidates):
+        stack.append(((*path, action), int(first[node]) + action))
+  return found
+
+
+def best_first_steps(world: World, root: int) -> list[int]:
+  """First steps from which the best outcome of a finite world is reached."""
+
+  def best(state: int) -> list[float]:
+    scores = []
+    for a in range(world.child.shape[1]):
+      if not world.is_valid[state, a]:
+        scores.append(-math.inf)
+      elif world.is_terminal[state, a]:
+        scores.append(float(world.outcome[state, a]))
+      else:
+        scores.append(max(best(int(world.child[state, a]))))
+    return scores
+
+  scores = best(root)
+  return [a for a, score in enumerate(scores) if score == max(scores)]

@@ -1,0 +1,166 @@
+"""Generation with growth and compaction = decode_rows; stop strings."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from o1jax.policy.cache import prefix_from_prompt
+from o1jax.policy.config import TransformerConfig
+from o1jax.policy.generate import _make_find_stop, _power_of_two, make_generate
+from o1jax.policy.network import make_network
+from o1jax.policy.sample import decode_rows, make_controls
+
+VOCAB, PAD, EOS = 19, 0, 1
+NETWORK = make_network(
+  TransformerConfig(
+    vocab_size=VOCAB,
+    num_layers=1,
+    width=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_width=8,
+    ffn_width=16,
+  )
+)
+B, G, P, S = 4, 6, 5, 14
+PROMPTS = np.random.default_rng(1).integers(2, VOCAB, (B, P)).astype(np.int32)
+LENGTHS = np.array([5, 2, 4, 3], np.int32)
+PIECES = [b"", b""] + [bytes([97 + i]) for i in range(VOCAB - 2)]
+CONTROLS = make_controls(temperature=1.1)
+
+
+def make_keys():
+  return jax.random.split(jax.random.key(7), (B, G))
+
+
+@functools.cache
+def make_params():
+  params = NETWORK.init(jax.random.key(0))
+  kernel = params["policy_head"]["kernel"]
+  params["policy_head"]["kernel"] = kernel.at[:, EOS].multiply(2.0)
+  return params
+
+
+@functools.cache
+def reference():
+  @jax.jit
+  def run(params, keys):
+    prefix, last = prefix_from_prompt(NETWORK, params, PROMPTS, LENGTHS)
+    return decode_rows(
+      NETWORK,
+      params,
+      keys,
+      last,
+      LENGTHS,
+      prefix,
+      num_rows=G,
+      max_new_tokens=S,
+      stop_ids=(),
+      eos_id=EOS,
+      pad_id=PAD,
+      controls=CONTROLS,
+    )
+
+  return jax.tree.map(np.asarray, run(make_params(), make_keys()))
+
+
+@functools.cache
+def generator(stop_texts=(), segment=7, min_problems=1):
+  return make_generate(
+    NETWORK,
+    num_rows=G,
+    max_new_tokens=S,
+    eos_id=EOS,
+    pad_id=PAD,
+    stop_texts=stop_texts,
+    pieces=PIECES,
+    segment=segment,
+    min_problems=min_problems,
+  )
+
+
+def test_growth_and_compaction_change_nothing(monkeypatch):
+  sizes = []
+  from o1jax.policy import generate as module
+
+  def counted(run, find_stop):
+    sizes.append((run.row.shape, run.state.cache.capacity))
+    return still_alive(run, find_stop)
+
+  still_alive = module._still_alive
+  monkeypatch.setattr(module, "_still_alive", counted)
+  want = reference()
+  found = generator()(make_params(), make_keys(), PROMPTS, LENGTHS, CONTROLS)
+  np.testing.assert_array_equal(found.tokens, want.tokens)
+  np.testing.assert_array_equal(found.lengths, want.lengths)
+  np.testing.assert_array_equal(found.ended, want.ended)
+  np.testing.assert_allclose(
+    found.behavior_log_probs, want.behavior_log_probs, atol=1e-5
+  )
+  np.testing.assert_allclose(
+    found.policy_log_probs, want.policy_log_probs, atol=1e-5
+  )
+  assert len({rows for rows, _ in sizes}) > 1, "nothing was compacted"
+  assert len({capacity for _, capacity in sizes}) > 1, "nothing grew"
+  assert want.lengths.min() < 7 and want.lengths.max() == S
+
+
+def test_stop_strings_cut_where_the_text_has_them():
+  want = reference()
+  # A pair of letters that comes up in the middle of some rows.
+  texts = [
+    b"".join(PIECES[t] for t in want.tokens[p][: want.lengths[p]])
+    for p in np.ndindex(B, G)
+  ]
+  long = max(texts, key=len)
+  stop = long[3:5].decode()
+  found = generator((stop,), segment=S)(
+    make_params(), make_keys(), PROMPTS, LENGTHS, CONTROLS
+  )
+  assert found.stopped.any() and not found.stopped.all()
+  for p, text in zip(np.ndindex(B, G), texts, strict=True):
+    n = found.lengths[p]
+    assert bool(found.stopped[p]) == (stop.encode() in text)
+    if not found.stopped[p]:
+      assert n == want.lengths[p] and found.ended[p] == want.ended[p]
+      continue
+    parts = [PIECES[t] for t in want.tokens[p]]  # pad has no letters
+    ends = [i for i in range(S + 1) if stop.encode() in b"".join(parts[:i])]
+    assert n == ends[0] and not found.ended[p]
+    np.testing.assert_array_equal(found.tokens[p][:n], want.tokens[p][:n])
+    assert (found.tokens[p][n:] == PAD).all()
+    assert (found.behavior_log_probs[p][n:] == 0).all()
+    assert (found.policy_log_probs[p][n:] == 0).all()
+
+
+def test_find_stop_reads_across_pieces():
+  pieces = [b"", b"ab", b"c", b"\nAns", b"wer: x", b"."]
+  find_stop = _make_find_stop((b"Answer:", b"c."), pieces)
+  assert find_stop([1, 2, 3]) is None
+  assert find_stop([1, 3, 4, 5]) == 3
+  assert find_stop([2, 5, 3, 4]) == 2
+  assert find_stop([2, 1, 5]) is None
+  assert find_stop([]) is None
+
+
+def test_power_of_two():
+  assert [_power_of_two(n) for n in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 8, 16]
+
+
+def test_bad_calls_are_refused():
+  with pytest.raises(ValueError, match="stop_texts needs pieces"):
+    make_generate(
+      NETWORK,
+      num_rows=1,
+      max_new_tokens=4,
+      eos_id=EOS,
+      pad_id=PAD,
+      stop_texts=("x",),
+    )
+  with pytest.raises(ValueError, match="segment=0 must be 1 or more"):
+    generator(segment=0)
+  keys = jax.random.split(jax.random.key(1), (B, 2))
+  with pytest.raises(ValueError, match=r"keys of shape \(4, 2\) for 4 prompts"):
+    generator()(make_params(), keys, PROMPTS, LENGTHS, CONTROLS)

@@ -1,0 +1,88 @@
+"""Number features, starting values, and the heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from o1jax.policy.config import TransformerConfig
+from o1jax.policy.network import (
+  make_network,
+  number_features,
+  selected_log_probs,
+)
+
+VALUES = np.full(70, np.nan)
+VALUES[5:65] = np.arange(60)
+
+
+def make_config(**fields):
+  sizes = {
+    "vocab_size": 70,
+    "num_layers": 1,
+    "width": 48,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_width": 8,
+    "ffn_width": 16,
+  }
+  return TransformerConfig(**sizes, **fields)
+
+
+def test_number_embeddings_lie_in_the_span_of_their_features():
+  network = make_network(make_config(number_features=True), VALUES)
+  found = network.init(jax.random.key(0))["trunk"]["embedding"]
+  plain = make_network(make_config()).init(jax.random.key(0))
+  plain = plain["trunk"]["embedding"]
+  rows = np.asarray(found[5:65], np.float64)
+  size = np.sqrt((rows**2).mean(1))
+  np.testing.assert_allclose(size, np.std(plain), rtol=1e-3)
+  rank = number_features(VALUES[5:65]).shape[1]
+  assert np.linalg.matrix_rank(rows, tol=1e-3) <= rank < 48
+  assert np.linalg.matrix_rank(np.asarray(plain[5:65]), tol=1e-3) == 48
+  np.testing.assert_array_equal(found[:5], plain[:5])
+  np.testing.assert_array_equal(found[65:], plain[65:])
+
+
+def test_features_tell_size_and_remainders():
+  features = number_features(np.arange(120))
+  assert np.allclose(features[:, 0], np.log1p(np.arange(120)))
+  even = np.isclose(features[:, 2], 1)  # cosine of period 2
+  assert even.tolist() == [v % 2 == 0 for v in range(120)]
+  assert len(np.unique(features.round(6), axis=0)) == 120
+
+
+def test_features_need_values_of_this_vocabulary():
+  with pytest.raises(ValueError, match=r"shape \(70,\), got None"):
+    make_network(make_config(number_features=True))
+  with pytest.raises(ValueError, match=r"got \(9,\)"):
+    make_network(make_config(number_features=True), np.zeros(9))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("hidden_width", [0, 5])
+def test_start(tied, hidden_width):
+  config = make_config(tied_embeddings=tied, value_hidden_width=hidden_width)
+  network = make_network(config)
+  params = network.init(jax.random.key(1))
+  assert isinstance(params, dict)
+  assert bool(params["policy_head"]) != tied
+  hidden = jax.random.normal(jax.random.key(2), (3, 48))
+  assert (np.asarray(network.value(params, hidden)) == 0.5).all()
+  assert network.policy_logits(params, hidden).shape == (3, 70)
+
+
+def test_selected_log_probs_and_their_gradient():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(0, 2, (4, 3, 11)).astype(np.float32)
+  tokens = rng.integers(0, 11, (4, 3))
+  whole = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  want = np.take_along_axis(whole, tokens[..., None], -1)[..., 0]
+  np.testing.assert_allclose(
+    selected_log_probs(logits, tokens), want, atol=1e-5
+  )
+  gradient = jax.grad(lambda x: selected_log_probs(x, tokens).sum())(
+    jnp.asarray(logits)
+  )
+  onehot = np.eye(11)[tokens]
+  np.testing.assert_allclose(gradient, onehot - np.exp(whole), atol=1e-5)

@@ -1,0 +1,317 @@
+"""The tree search against mctx, a dictionary search and enumeration."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import mctx
+import numpy as np
+import pytest
+
+from o1jax.search.driver import run_with_host
+from o1jax.search.mcts import best_finished, mcts, most_visited
+from o1jax.search.tree import NO_NODE, ROOT, child_visits
+from oracles import DictionaryMCTS, best_first_steps, visits_by_path
+from worlds import (
+  World,
+  arithmetic_game,
+  bandit,
+  drawn_tree,
+  problems,
+  random_graph,
+  table_model,
+  table_search,
+)
+
+NUM_ROOTS = 8
+SIMULATIONS = 32
+DISCOUNT = 0.9
+ROLLOUT_WEIGHT = 0.25
+NUM_CONSIDERED = 3
+RULES = ["puct", "uct", "gumbel"]
+
+
+def search_of(rule: str, **options):
+  """The one program that most tests of a rule share."""
+  if rule == "gumbel":
+    options["rule_options"] = (("num_considered_actions", NUM_CONSIDERED),)
+  return table_search(
+    num_simulations=SIMULATIONS,
+    discount=DISCOUNT,
+    rollout_weight=ROLLOUT_WEIGHT,
+    rule=rule,
+    **options,
+  )
+
+
+def gumbel_noise(world: World, seed: int) -> dict:
+  """The world's table with Gumbel noise for each state as a root."""
+  noise = np.random.default_rng(seed).gumbel(size=world.child.shape)
+  return {**world.params, "root_noise": jnp.asarray(noise)}
+
+
+@pytest.fixture
+def float64():
+  """Two roundings of one formula may flip a tie in float32."""
+  with jax.enable_x64(True):
+    yield
+
+
+def rooted_graph(seed: int) -> World:
+  """A random graph whose roots have invalid candidates and no way back."""
+  world = random_graph(seed, terminal_rate=0.15)
+  rng = np.random.default_rng(seed)
+  num_states, num_candidates = world.child.shape
+  is_valid = np.ones(world.is_valid.shape, bool)
+  is_valid[np.arange(0, NUM_ROOTS, 2), rng.integers(num_candidates)] = False
+  return dataclasses.replace(
+    world,
+    child=rng.integers(NUM_ROOTS, num_states, size=world.child.shape).astype(
+      np.int32
+    ),
+    is_valid=is_valid,
+  )
+
+
+def mctx_tree(rule: str, table: dict):
+  """mctx's tree for the roots 0 to NUM_ROOTS - 1."""
+
+  def recurrent_fn(table, key, action, state):
+    del key
+    child = table["child"][state, action]
+    is_terminal = table["is_terminal"][state, action]
+    outcome = table["outcome"][state, action]
+    value = (1 - ROLLOUT_WEIGHT) * table["value"][state, action]
+    value = value + ROLLOUT_WEIGHT * outcome
+    return mctx.RecurrentFnOutput(
+      reward=jnp.where(is_terminal, outcome, 0.0),
+      discount=jnp.where(is_terminal, 0.0, DISCOUNT),
+      prior_logits=table["prior_logits"][child],
+      value=jnp.where(is_terminal, 0.0, value),
+    ), child
+
+  roots = jnp.arange(NUM_ROOTS)
+  root = mctx.RootFnOutput(
+    prior_logits=table["prior_logits"][roots],
+    value=table["root_value"][roots],
+    embedding=roots,
+  )
+  arguments = (table, jax.random.key(0), root, recurrent_fn, SIMULATIONS)
+  invalid = ~table["is_valid"][roots]
+  if rule == "puct":
+    return mctx.muzero_policy(
+      *arguments, invalid_actions=invalid, dirichlet_fraction=0.0
+    ).search_tree
+  return mctx.gumbel_muzero_policy(
+    *arguments, invalid_actions=invalid, max_num_considered_actions=3
+  ).search_tree
+
+
+def mctx_visits_by_path(tree, row: int, is_terminal) -> dict:
+  """Paths of mctx's tree down to finished solutions."""
+  children = np.asarray(tree.children_index[row])
+  visits = np.asarray(tree.node_visits[row])
+  states = np.asarray(tree.embeddings[row])
+  found, stack = {}, [((), 0)]
+  while stack:
+    path, node = stack.pop()
+    found[path] = int(visits[node])
+    for action, child in enumerate(children[node]):
+      if child < 0:
+        continue
+      if is_terminal[states[node], action]:
+        # mctx goes on below; its discount of 0 keeps that from mattering.
+        found[(*path, action)] = int(visits[child])
+      else:
+        stack.append(((*path, action), int(child)))
+  return found
+
+
+@pytest.mark.parametrize("rule", ["puct", "gumbel"])
+def test_visits_are_those_of_mctx(rule, float64, monkeypatch):
+  _, search = search_of(rule)
+  for seed in range(3):
+    table = gumbel_noise(rooted_graph(seed), seed)
+    with monkeypatch.context() as patch, jax.debug_key_reuse(False):
+      # mctx draws its noise inside; here it gets ours.
+      noise = table["root_noise"][:NUM_ROOTS]
+      patch.setattr(jax.random, "gumbel", lambda *_, x=noise, **__: x)
+      peer = mctx_tree(rule, table)
+    state = search(table, jax.random.key(1), problems(range(NUM_ROOTS)))
+    for row in range(NUM_ROOTS):
+      expected = mctx_visits_by_path(peer, row, table["is_terminal"])
+      assert visits_by_path(state.tree, row) == expected
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_visits_are_those_of_a_dictionary_search(rule, float64):
+  _, search = search_of(rule)
+  for seed in range(3):
+    world = random_graph(seed, terminal_rate=0.2, invalid_rate=0.25)
+    table = gumbel_noise(world, seed)
+    state = search(table, jax.random.key(seed), problems(range(NUM_ROOTS)))
+    means = np.asarray(state.tree.mean_value[:, ROOT])
+    for row in range(NUM_ROOTS):
+      expected = DictionaryMCTS(
+        world,
+        row,
+        rule=rule,
+        num_simulations=SIMULATIONS,
+        discount=DISCOUNT,
+        rollout_weight=ROLLOUT_WEIGHT,
+        root_noise=np.asarray(table["root_noise"])[row],
+        num_considered=NUM_CONSIDERED,
+      )
+      assert visits_by_path(state.tree, row) == expected.visits
+      mean = expected.total[()] / expected.visits[()]
+      np.testing.assert_allclose(means[row], mean, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+  "rule", ["puct", pytest.param("gumbel", marks=pytest.mark.slow)]
+)
+def test_looking_ahead_changes_no_visit_and_saves_rounds(rule, float64):
+  world = random_graph(7, terminal_rate=0.1, invalid_rate=0.1)
+  table = gumbel_noise(world, 0)
+  calls, trees = [], []
+  for options in (
+    {},
+    {"num_parallel_leaves": 4, "capacity": 1 + 4 * 3 * SIMULATIONS},
+  ):
+    _, search = search_of(rule, **options)
+    state = search(table, jax.random.key(0), problems(range(NUM_ROOTS)))
+    trees.append([visits_by_path(state.tree, r) for r in range(NUM_ROOTS)])
+    calls.append(int(state.node_state[1][0]))
+    assert not np.any(state.is_full)
+    np.testing.assert_array_equal(state.cost.simulations, SIMULATIONS)
+  assert trees[0] == trees[1]
+  assert calls[1] < 0.7 * calls[0]
+
+
+def test_finds_the_best_first_step_of_enumerated_games():
+  games = [((2, 3, 7), 13), ((3, 5, 8), 64), ((4, 6, 9), 15), ((5, 7, 9), 68)]
+  world = arithmetic_game(games)
+  solvable = [best_first_steps(world, row) for row in range(len(games))]
+  # Otherwise any answer would do.
+  assert all(len(steps) <= 3 for steps in solvable)
+  for rule in ("puct", "gumbel"):
+    strategy, search = table_search(
+      12, num_simulations=3000, capacity=1 + 13 * 12, rule=rule
+    )
+    state = search(world.params, jax.random.key(0), problems(range(4)))
+    chosen = strategy.select(state)
+    np.testing.assert_array_equal(
+      state.tree.reward[jnp.arange(4), chosen], np.ones(4)
+    )
+    visits = child_visits(state.tree, jnp.zeros(4, jnp.int32))
+    for row, steps in enumerate(solvable):
+      assert int(np.argmax(visits[row])) in steps, (rule, games[row])
+
+
+def test_drawn_tree_step_by_step():
+  strategy, search = table_search(2, num_simulations=5, rule="puct")
+  tree = search(drawn_tree().params, jax.random.key(0), problems([0])).tree
+  # Simulations by hand: 1 (Q .6), 1 and its first solution, 2, 2 and its
+  # solution of outcome 1, the same again.
+  assert visits_by_path(tree, 0)[(1, 0)] >= 1
+  assert int(tree.num_visits[0, ROOT]) == 6
+  best = int(best_finished(tree)[0])
+  assert float(tree.reward[0, best]) == 1.0
+
+
+def test_dead_ends_back_up_their_value_and_the_search_goes_on():
+  world = drawn_tree()
+  strategy, search = table_search(2, num_simulations=5, rule="puct")
+  state = search(world.params, jax.random.key(0), problems([3]))
+  assert int(state.cost.simulations[0]) == 5
+  assert visits_by_path(state.tree, 0) == {(): 6}
+  np.testing.assert_allclose(state.tree.mean_value[0, ROOT], 0.1, 1e-6)
+  assert int(strategy.select(state)[0]) == NO_NODE
+
+
+def test_a_full_tree_stops_and_says_so():
+  world = random_graph(3)
+  strategy, search = search_of("puct", capacity=1 + 4 * 3 + 2)
+  state = search(world.params, jax.random.key(0), problems(range(8)))
+  assert np.all(state.is_full)
+  assert np.all(strategy.is_done(state))
+  assert np.all(state.cost.simulations < SIMULATIONS)
+  np.testing.assert_array_equal(state.tree.next_free, np.full(8, 13))
+  np.testing.assert_array_equal(
+    state.tree.num_visits[:, ROOT], state.cost.simulations + 1
+  )
+
+
+def test_outcomes_from_the_host_count_where_they_are_numbers():
+  strategy = mcts(table_model(3), num_simulations=6)
+
+  def outcome_fn(state):
+    outcome = np.full(state.expansion.outcome.shape, np.nan)
+    outcome[..., 1] = 0.75
+    return outcome[:, 0]
+
+  world = bandit([0.5, 0.25, 0.6])
+  state = run_with_host(strategy, outcome_fn)(
+    world.params, jax.random.key(0), problems([0])
+  )
+  np.testing.assert_allclose(state.tree.reward[0, 1:4], [0.5, 0.75, 0.6])
+  assert int(strategy.select(state)[0]) == 2
+
+
+def test_solutions_are_chosen_by_outcome_or_by_visits():
+  strategy, search = table_search(2, num_simulations=5, rule="puct")
+  tree = search(drawn_tree().params, jax.random.key(0), problems([0])).tree
+  inside = tree.first_child[0, 1:3]
+  left = int(inside[0])
+  visits = tree.num_visits.at[0, 1].set(50).at[0, left + 1].set(40)
+  tree = tree.replace(num_visits=visits)
+  assert float(tree.reward[0, best_finished(tree)[0]]) == 1.0
+  assert int(most_visited(tree)[0]) == left + 1
+  # Where the path of most visits ends at no solution, the best one counts.
+  unfinished = tree.replace(
+    is_terminal=tree.is_terminal.at[0, left + 1].set(False)
+  )
+  assert int(most_visited(unfinished)[0]) == int(best_finished(tree)[0])
+
+
+def test_equal_outcomes_go_to_visits_then_prior_then_index():
+  _, search = table_search(3, num_simulations=2, rule="puct")
+  world = bandit([0.5, 0.5, 0.5])
+  tree = search(world.params, jax.random.key(0), problems([0])).tree
+  tree = tree.replace(num_visits=tree.num_visits.at[0, 1:4].set(1))
+  assert int(best_finished(tree)[0]) == 1
+  by_prior = tree.replace(prior_logits=tree.prior_logits.at[0, 3].add(1.0))
+  assert int(best_finished(by_prior)[0]) == 3
+  by_visits = by_prior.replace(num_visits=tree.num_visits.at[0, 2].set(2))
+  assert int(best_finished(by_visits)[0]) == 2
+  no_first = tree.replace(is_valid=tree.is_valid.at[0, 1].set(False))
+  assert int(best_finished(no_first)[0]) == 2
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"num_simulations": 0}, "num_simulations=0: give at least 1"),
+    ({"capacity": 4}, "capacity=4 cannot hold .* give at least 5"),
+    ({"num_parallel_leaves": 0}, "num_parallel_leaves=0"),
+    ({"rollout_weight": 1.5}, "rollout_weight=1.5"),
+    ({"discount": 0.0}, "discount=0.0"),
+    ({"rule": "pucd"}, "unknown selection rule 'pucd'; did you mean 'puct'?"),
+    ({"select_by": "visit"}, "unknown select_by 'visit'; did you mean"),
+    (
+      {"rule": "uct", "rule_options": {"explorations": 1.0}},
+      "unknown option of selection rule 'uct' 'explorations'; did you mean",
+    ),
+    (
+      {"rule": "gumbel", "rule_options": {"num_considered_actions": 5}},
+      "num_considered_actions=5 is not between 1 and the 4 candidates",
+    ),
+    (
+      {"rule_options": {"dirichlet_fraction": 2.0}},
+      "dirichlet_fraction=2.0 is not in",
+    ),
+  ],
+)
+def test_bad_options_say_what_to_change(options, message):
+  with pytest.raises(ValueError, match=message):
+    mcts(table_model(4), **{"num_simulations": 8, **options})

@@ -1,0 +1,283 @@
+"""Toy worlds small enough to draw, all as one step model over a table.
+
+A world is a table of M states: each has A candidates, and each candidate leads
+to a state. The table is the step model's `params`, so one compiled search
+serves every world of the same shapes. Letters: M states, A candidates.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from o1jax.search.contracts import (
+  Expansion,
+  SearchState,
+  StepModel,
+  Strategy,
+)
+from o1jax.search.driver import run_on_device
+from o1jax.search.strategies import make_strategy
+from o1jax.search.tree import read, write
+from o1jax.types import ProblemBatch
+
+TOKENS_PER_STEP = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """A table of states as NumPy arrays.
+
+  Attributes:
+    root_value: `[M]` value of a state as a root.
+    child: `[M, A]` state after each candidate; not read if terminal.
+    prior_logits: `[M, A]`.
+    value: `[M, A]` after the candidate.
+    outcome: `[M, A]` of the finished solution or of a rollout.
+    is_terminal: `[M, A]`.
+    is_valid: `[M, A]`.
+  """
+
+  root_value: np.ndarray
+  child: np.ndarray
+  prior_logits: np.ndarray
+  value: np.ndarray
+  outcome: np.ndarray
+  is_terminal: np.ndarray
+  is_valid: np.ndarray
+
+  @property
+  def params(self) -> dict[str, Any]:
+    """The table as arrays of jax's current precision."""
+    return {
+      field.name: jnp.asarray(getattr(self, field.name))
+      for field in dataclasses.fields(self)
+    }
+
+
+def problems(roots, seeds=None) -> ProblemBatch:
+  """Problems that start at the given states `[B]` of a world."""
+  roots = np.asarray(roots, np.int32)
+  seeds = roots * 7919 + 13 if seeds is None else seeds
+  return ProblemBatch(
+    tokens=jnp.asarray(roots[:, None]),
+    lengths=jnp.ones(roots.shape, jnp.int32),
+    seeds=jnp.asarray(np.asarray(seeds, np.uint32)),
+  )
+
+
+def table_model(num_candidates: int) -> StepModel:
+  """The step model of any world with that many candidates.
+
+  The node state is the table's state of each node `[B, N]`, -1 where unused,
+  and the number of calls so far `[B]`.
+  """
+
+  def root_fn(params, problems, capacity):
+    root = problems.tokens[:, 0]
+    state = jnp.full((root.shape[0], capacity), -1, jnp.int32)
+    return (
+      params["root_value"][root],
+      problems.lengths,
+      (state.at[:, 0].set(root), jnp.zeros_like(root)),
+    )
+
+  def step_fn(params, keys, node, first_child, is_active, node_state):
+    del keys
+    states, num_calls = node_state
+    state = read(states, node)
+    child = (
+      first_child[:, :, None]
+      + jnp.arange(num_candidates, dtype=jnp.int32)[None, None]
+    )
+    flat = (state.shape[0], -1)
+    states = write(
+      states, child.reshape(flat), params["child"][state].reshape(flat)
+    )
+    tokens = TOKENS_PER_STEP * jnp.sum(
+      params["is_valid"][state] & is_active[:, :, None],
+      axis=(1, 2),
+      dtype=jnp.int32,
+    )
+    fields = ("prior_logits", "is_valid", "is_terminal", "value", "outcome")
+    return (
+      Expansion(
+        **{field: params[field][state] for field in fields},
+        generated_tokens=tokens,
+        forward_tokens=tokens,
+      ),
+      (states, num_calls + 1),
+    )
+
+  return StepModel(num_candidates, root_fn, step_fn)
+
+
+def random_graph(
+  seed: int,
+  *,
+  num_states: int = 40,
+  num_candidates: int = 4,
+  terminal_rate: float = 0.0,
+  invalid_rate: float = 0.0,
+) -> World:
+  """States that lead to random states: an endless tree, drawn from a seed."""
+  rng = np.random.default_rng(seed)
+  shape = (num_states, num_candidates)
+  return World(
+    root_value=rng.uniform(size=num_states),
+    child=rng.integers(num_states, size=shape, dtype=np.int32),
+    prior_logits=rng.normal(size=shape) * 1.5,
+    value=rng.uniform(size=shape),
+    outcome=rng.uniform(size=shape),
+    is_terminal=rng.uniform(size=shape) < terminal_rate,
+    is_valid=rng.uniform(size=shape) >= invalid_rate,
+  )
+
+
+def drawn_tree() -> World:
+  r"""Two candidates everywhere; values and outcomes written at the nodes.
+
+          0
+         / \
+     .6 1   2 .5         the prior prefers 1 at the root (3 : 1)
+       / \ / \
+      T  T T  dead       outcomes: .2, .4, 1.0; state 3 has no candidates
+  """
+  log3 = np.log(3.0)
+  no = np.zeros((4, 2))
+  return World(
+    root_value=np.array([0.5, 0.6, 0.5, 0.1]),
+    child=np.array([[1, 2], [0, 0], [0, 3], [0, 0]], np.int32),
+    prior_logits=np.array([[log3, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]),
+    value=no + np.array([[0.6, 0.5], [0, 0], [0, 0.1], [0, 0]]),
+    outcome=no + np.array([[0, 0], [0.2, 0.4], [1.0, 0], [0, 0]]),
+    is_terminal=np.array(
+      [[False, False], [True, True], [True, False], [False, False]]
+    ),
+    is_valid=np.array([[True, True], [True, True], [True, True], [False] * 2]),
+  )
+
+
+def bandit(outcomes: np.ndarray) -> World:
+  """One state whose A candidates all finish, with the given outcomes `[A]`."""
+  outcomes = np.asarray(outcomes, np.float32)[None]
+  return World(
+    root_value=np.full((1,), 0.5, np.float32),
+    child=np.zeros(outcomes.shape, np.int32),
+    prior_logits=np.zeros(outcomes.shape, np.float32),
+    value=np.zeros(outcomes.shape, np.float32),
+    outcome=outcomes,
+    is_terminal=np.ones(outcomes.shape, bool),
+    is_valid=np.ones(outcomes.shape, bool),
+  )
+
+
+def arithmetic_game(games: list[tuple[tuple[int, ...], int]]) -> World:
+  """Three numbers and a target, enumerated: the i-th game starts at state i.
+
+  A step takes two numbers and puts a + b, a * b, a - b or b - a in their place
+  (12 candidates at three numbers, 4 at two, the rest invalid). The outcome is
+  1 on the target and falls with the distance; the value knows nothing.
+  """
+  states = [(numbers, target) for numbers, target in games]
+  index = {state: i for i, state in enumerate(states)}
+  rows = []
+  position = 0
+  while position < len(states):
+    numbers, target = states[position]
+    position += 1
+    row = []
+    for i, j in itertools.combinations(range(len(numbers)), 2):
+      a, b = numbers[i], numbers[j]
+      rest = [n for k, n in enumerate(numbers) if k not in (i, j)]
+      for result in (a + b, a * b, a - b, b - a):
+        after = (tuple(sorted([*rest, result])), target)
+        if rest and after not in index:
+          index[after] = len(states)
+          states.append(after)
+        distance = abs(result - target)
+        row.append((index.get(after, 0), not rest, 1 / (1 + distance)))
+    rows.append(row)
+  shape = (len(states), 12)
+  child = np.zeros(shape, np.int32)
+  is_valid = np.zeros(shape, bool)
+  is_terminal = np.zeros(shape, bool)
+  outcome = np.zeros(shape, np.float32)
+  for i, row in enumerate(rows):
+    for a, (after, is_last, score) in enumerate(row):
+      child[i, a], is_valid[i, a], is_terminal[i, a] = after, True, is_last
+      outcome[i, a] = score
+  return World(
+    root_value=np.full(shape[:1], 0.5, np.float32),
+    child=child,
+    prior_logits=np.zeros(shape, np.float32),
+    value=np.full(shape, 0.5, np.float32),
+    outcome=outcome,
+    is_terminal=is_terminal,
+    is_valid=is_valid,
+  )
+
+
+def dice_model(num_candidates: int, terminal_rate: float = 0.3) -> StepModel:
+  """Candidates drawn from the expansion's key alone; there is no node state."""
+
+  def root_fn(params, problems, capacity):
+    del params, capacity
+    half = jnp.full(problems.lengths.shape, 0.5)
+    return half, problems.lengths, ()
+
+  def step_fn(params, keys, node, first_child, is_active, state):
+    del params, node, first_child
+    draw = jax.vmap(
+      jax.vmap(lambda key: jax.random.uniform(key, (num_candidates, 4)))
+    )
+    draws = draw(keys)
+    tokens = jnp.sum(is_active, axis=-1, dtype=jnp.int32)
+    return (
+      Expansion(
+        prior_logits=draws[..., 0],
+        is_valid=jnp.ones(draws.shape[:-1], bool),
+        is_terminal=draws[..., 1] < terminal_rate,
+        value=draws[..., 2],
+        outcome=draws[..., 3],
+        generated_tokens=tokens,
+        forward_tokens=tokens,
+      ),
+      state,
+    )
+
+  return StepModel(num_candidates, root_fn, step_fn)
+
+
+@functools.cache
+def table_search(
+  num_candidates: int = 4,
+  name: str = "mcts",
+  rule_options: tuple[tuple[str, Any], ...] = (),
+  **options,
+) -> tuple[Strategy, Callable[..., SearchState]]:
+  """A strategy over tables and its program, compiled once for all tests.
+
+  Where the table has a field "root_noise" `[M, A]`, it takes the place of the
+  noise that the rule drew.
+  """
+  if rule_options:
+    options["rule_options"] = dict(rule_options)
+  strategy = make_strategy(name, table_model(num_candidates), **options)
+
+  draw_init = strategy.init
+
+  def init(params, key, problems):
+    state = draw_init(params, key, problems)
+    if "root_noise" not in params:
+      return state
+    noise = params["root_noise"][problems.tokens[:, 0]]
+    return state.replace(root_noise=noise)
+
+  strategy = strategy._replace(init=init)
+  return strategy, run_on_device(strategy)
