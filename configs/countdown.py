@@ -81,8 +81,9 @@ def get_config(arg=None):
 
   config.learn = ConfigDict()
   config.learn.num_updates = 80  # an iteration
-  config.learn.num_microbatches = 1
+  config.learn.num_microbatches = 4  # groups of rows, on each device
   config.learn.value_coefficient = 0.5  # of the value loss
+  config.learn.average_decay = 0.99  # of the parameters that search
   config.learn.rows = ConfigDict()  # of a batch, by kind
   config.learn.rows.search = 32
   config.learn.rows.expert = 32

@@ -213,10 +213,14 @@ def read_manifest(workdir: str | os.PathLike) -> dict[str, Any]:
 
 def config_of_workdir(workdir: str | os.PathLike) -> "ConfigDict":
   """The resolved config that a workdir was made with, locked."""
+  return from_dict(read_manifest(workdir)["config"])
+
+
+def from_dict(fields: Mapping[str, Any]) -> "ConfigDict":
+  """A config that was kept as JSON, locked."""
   from ml_collections import ConfigDict
 
-  config = ConfigDict(_tuples(read_manifest(workdir)["config"]))
-  return config.lock()
+  return ConfigDict(_tuples(dict(fields))).lock()
 
 
 def differing_fields(

@@ -135,6 +135,7 @@ def make_update(config: Any, parts: Parts) -> Any:
     parts.optimizer,
     num_microbatches=config.learn.num_microbatches,
     value_coefficient=config.learn.value_coefficient,
+    average_decay=config.learn.average_decay,
     mesh=parts.mesh,
   )
 
@@ -177,7 +178,7 @@ def search(
   """Searches new training problems with the present policy."""
   rng = stream(config, iteration, PROBLEMS)
   problems = parts.task.sample_problems(rng, config.search.num_problems)
-  return parts.solver(state.params, key, problems)
+  return parts.solver(state.average_params, key, problems)
 
 
 def score(
@@ -327,7 +328,7 @@ def evaluate(
   rows = []
   for strategy, effort in compared:
     row, _ = parts.evaluator.measure(
-      state.params, problems, strategy, effort, key
+      state.average_params, problems, strategy, effort, key
     )
     rows.append({"iteration": iteration, **row})
   return rows

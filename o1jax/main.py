@@ -26,6 +26,7 @@ def main(argv: list[str]) -> None:
   if WORKDIR.value is None:
     raise config_lib.UserError("--workdir is missing: --workdir=runs/countdown")
   config = config_lib.load_flag_config()
+  mesh.keep_freed_memory()
   mesh.enable_compilation_cache(COMPILATION_CACHE.value)
   iterate.run(config, WORKDIR.value, profile=PROFILE.value)
   print(f"report: {WORKDIR.value}/report.html")

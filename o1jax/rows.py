@@ -5,6 +5,8 @@ written by the task (demonstrations), some are what searches found
 (experience). They differ in their weights only (see `LearnerBatch`):
 
   random_play     demonstrations: legal play, target independent of the play
+  consequences    the same, learned only where a step follows from its choice:
+                  results and remaining numbers, not operands and operations
   optimal         demonstrations: a solver's path
   hindsight_play  demonstrations: legal play, relabelled with what it reached
   search_trace    demonstrations: dead ends and backtracking in one text
@@ -27,6 +29,7 @@ from o1jax.types import LearnerBatch, Problem, ScoredSolution
 # Kind of row -> kind of demonstration of the task.
 DEMONSTRATIONS = {
   "random_play": "random_play",
+  "consequences": "random_play",
   "optimal": "optimal",
   "hindsight_play": "hindsight",
   "search_trace": "search_trace",
@@ -122,7 +125,26 @@ class RowMaker:
       demonstration(self._policy, *pair, tokens)
       for pair, tokens in zip(pairs, texts, strict=True)
     ]
-    return self._lay_out(prompts, entries, "ones", "none")
+    batch, dropped = self._lay_out(prompts, entries, "ones", "none")
+    if kind == "consequences":
+      batch = self._without_choices(batch)
+    return batch, dropped
+
+  def _without_choices(self, batch: LearnerBatch) -> LearnerBatch:
+    """Weight 0 on every token of a step up to the mark of its consequences.
+
+    The weight of a token lies at the position before it.
+    """
+    tokenizer = self._policy.tokenizer
+    (mark,) = tokenizer.encode(self._task.consequence_mark)
+    index = np.arange(batch.tokens.shape[1])[None, :]
+    last_mark = np.where(batch.tokens == mark, index, -1)
+    last_end = np.where(batch.tokens == tokenizer.newline_id, index, -1)
+    is_after = np.maximum.accumulate(last_mark, 1) > (
+      np.maximum.accumulate(last_end, 1)
+    )
+    weights = np.where(is_after, batch.policy_weights, np.float32(0))
+    return batch.replace(policy_weights=weights)
 
   def _pool_rows(self, rng, experience, kind, count):
     pool, policy_weights, value_positions = POOLS[kind]

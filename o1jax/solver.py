@@ -13,7 +13,7 @@ reward; its requests are then counted as the search's own.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +33,7 @@ from o1jax.tasks.task import Task
 from o1jax.types import Problem, ProblemBatch
 
 REWARDS = ("checker", "value")
+Watch = Callable[[list[str]], None]
 STRATEGIES = ("mcts", "best_of_n", "majority_vote", "greedy")
 
 
@@ -179,6 +180,7 @@ class Solver:
     num_rollouts: int = 0,
     rollout_weight: float = 0.0,
     memory: str = "tree",
+    steps_from_host: bool = False,
   ):
     """Builds the programs; nothing compiles before the first call.
 
@@ -200,6 +202,8 @@ class Solver:
       num_rollouts: continuations of every candidate of mcts.
       rollout_weight: weight of the rollouts in a candidate's value.
       memory: "tree" or "tokens"; see `step_model`.
+      steps_from_host: step the search from the host even where the reward does
+        not need it, so that it can be watched.
 
     Raises:
       ValueError: a field that does not fit, with what to change.
@@ -262,15 +266,21 @@ class Solver:
       functools.partial(_children_tokens, max_depth=self._max_depth)
     )
     self._search = (
-      driver.run_on_device(on_mesh)
-      if self._verifier is None
-      else driver.run_with_host(on_mesh, self._outcomes)
+      driver.run_with_host(on_mesh, self._outcomes)
+      if self._verifier is not None or steps_from_host
+      else driver.run_on_device(on_mesh)
     )
     self._mesh = mesh
     self._problems: Sequence[Problem] = ()
+    self._watch: Watch | None = None
 
   def __call__(
-    self, params: Any, key: jax.Array, problems: Sequence[Problem]
+    self,
+    params: Any,
+    key: jax.Array,
+    problems: Sequence[Problem],
+    *,
+    watch: Watch | None = None,
   ) -> list[Searched]:
     """Searches every problem.
 
@@ -278,7 +288,10 @@ class Solver:
       params: of the network.
       key: typed key; each problem derives its own from it and its id.
       problems: any number of them.
+      watch: called after every round with the texts that the first problem's
+        expansion reached; needs a search that is stepped from the host.
     """
+    self._watch = watch
     found: list[Searched] = []
     for start in range(0, len(problems), self.batch_size):
       chunk = problems[start : start + self.batch_size]
@@ -360,11 +373,16 @@ class Solver:
       )
     return solutions
 
-  def _outcomes(self, state: contracts.SearchState) -> np.ndarray:
+  def _outcomes(self, state: contracts.SearchState) -> np.ndarray | None:
     """Checked outcomes `[B, W, A]` of new finished candidates, else NaN."""
-    tokens, mask, is_open, rollouts, is_rolled = jax.device_get(
+    tokens, mask, is_new, is_open, rollouts, is_rolled = jax.device_get(
       self._read_children(state)
     )
+    if self._watch is not None:
+      new = zip(tokens[0][is_new[0]], mask[0][is_new[0]], strict=True)
+      self._watch([self._text(row[is_token]) for row, is_token in new])
+    if self._verifier is None:
+      return None
     outcome = np.full(is_open.shape, np.nan, np.float32)
     asked, texts = [], []
     for b, w, a in zip(*np.nonzero(is_open), strict=True):
@@ -515,7 +533,7 @@ def _children_tokens(state: contracts.SearchState, *, max_depth: int):
 
   Returns:
     tokens and mask `[B, W, A, R * S]` of the way from the root; which
-    candidates are finished `[B, W, A]`; rollouts `[B, W, A, M, T]`; and which
+    candidates are valid and new, and which of these are finished `[B, W, A]`; rollouts `[B, W, A, M, T]`; and which
     candidates have rollouts `[B, W, A]`.
   """
   store, expansion = state.node_state, state.expansion
@@ -533,6 +551,7 @@ def _children_tokens(state: contracts.SearchState, *, max_depth: int):
   return (
     tokens.reshape(*shape, -1),
     mask.reshape(*shape, -1),
+    is_new,
     is_new & is_finished,
     rollouts.reshape(*shape, *rollouts.shape[2:]),
     is_rolled,

@@ -44,7 +44,8 @@ class Verdict:
     is_correct: True where the text solves the problem.
     reason: one short phrase; "correct", or the first thing that is wrong.
     answer: final answer in the task's normal form, None where none was read;
-      solutions vote by it.
+      solutions vote by it. It is read, not checked, and where the problem tells
+      what is to be reached it is the way there (an expression, for numbers).
   """
 
   is_correct: bool

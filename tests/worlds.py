@@ -281,3 +281,30 @@ def table_search(
 
   strategy = strategy._replace(init=init)
   return strategy, run_on_device(strategy)
+
+
+NUM_ROOTS = 8
+SIMULATIONS = 32
+DISCOUNT = 0.9
+ROLLOUT_WEIGHT = 0.25
+NUM_CONSIDERED = 3
+AHEAD = {"num_parallel_leaves": 4, "capacity": 1 + 4 * 3 * SIMULATIONS}
+
+
+def rule_search(rule: str, **options):
+  """The program of a rule that most tests share, at `NUM_ROOTS` problems."""
+  if rule == "gumbel":
+    options["rule_options"] = (("num_considered_actions", NUM_CONSIDERED),)
+  return table_search(
+    num_simulations=SIMULATIONS,
+    discount=DISCOUNT,
+    rollout_weight=ROLLOUT_WEIGHT,
+    rule=rule,
+    **options,
+  )
+
+
+def with_noise(world: World, seed: int) -> dict[str, Any]:
+  """The world's table with Gumbel noise for each state as a root."""
+  noise = np.random.default_rng(seed).gumbel(size=world.child.shape)
+  return {**world.params, "root_noise": jnp.asarray(noise)}

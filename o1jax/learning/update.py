@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from o1jax.learning import alphazero
 from o1jax.learning.optimizer import Optimizer
 from o1jax.mesh import batch_ways, params_sharding, partition_spec
 from o1jax.types import LearnerBatch
+
+DATA = "data"
 
 LogProbsFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -31,11 +33,13 @@ class TrainState:
 
   Attributes:
     params: parameters of the network.
+    average_params: their moving average; what searches and is evaluated.
     opt_state: the optimizer's moments and counts.
     num_updates: scalar int32, updates applied.
   """
 
   params: Any
+  average_params: Any
   opt_state: Any
   num_updates: jax.Array
 
@@ -51,6 +55,7 @@ def make_state(
   """
   state = TrainState(
     params=jax.tree.map(jnp.copy, params),
+    average_params=jax.tree.map(jnp.copy, params),
     opt_state=optimizer.init(params),
     num_updates=jnp.zeros((), jnp.int32),
   )
@@ -65,6 +70,7 @@ def make_update(
   *,
   num_microbatches: int = 1,
   value_coefficient: float = 1.0,
+  average_decay: float = 0.0,
   mesh: Mesh | None = None,
 ) -> Callable[[TrainState, LearnerBatch], tuple[TrainState, dict]]:
   """Builds the jitted `update(state, batch) -> (state, metrics)`.
@@ -80,6 +86,9 @@ def make_update(
     num_microbatches: groups of rows worked off one after the other, which
       bounds the memory of activations.
     value_coefficient: weight of the value loss beside the policy loss.
+    average_decay: of the moving average of the parameters; after n updates it
+      is at most (1 + n) / (10 + n), so that the start is forgotten. 0 makes
+      the average the parameters themselves.
     mesh: where given, rows and state lie on it by the sharding table.
 
   Returns:
@@ -88,7 +97,12 @@ def make_update(
     where the rows do not divide over microbatches and devices.
   """
   step = _make_step(
-    log_probs_fn, optimizer, num_microbatches, value_coefficient, mesh
+    log_probs_fn,
+    optimizer,
+    num_microbatches,
+    value_coefficient,
+    average_decay,
+    mesh,
   )
   return _jit(step, mesh, ("batch",))
 
@@ -99,6 +113,7 @@ def make_updates(
   *,
   num_microbatches: int = 1,
   value_coefficient: float = 1.0,
+  average_decay: float = 0.0,
   mesh: Mesh | None = None,
 ) -> Callable[[TrainState, LearnerBatch], tuple[TrainState, dict]]:
   """As `make_update`, for K updates in one call.
@@ -106,7 +121,12 @@ def make_updates(
   Batch and metrics carry a leading axis K; the state is that after the last.
   """
   step = _make_step(
-    log_probs_fn, optimizer, num_microbatches, value_coefficient, mesh
+    log_probs_fn,
+    optimizer,
+    num_microbatches,
+    value_coefficient,
+    average_decay,
+    mesh,
   )
 
   def steps(state, batches):
@@ -124,16 +144,24 @@ def _jit(fn, mesh, logical_axes):
 
 
 def _make_step(
-  log_probs_fn, optimizer, num_microbatches, value_coefficient, mesh
+  log_probs_fn,
+  optimizer,
+  num_microbatches,
+  value_coefficient,
+  average_decay,
+  mesh,
 ):
   """The update as a pure function; arguments as in `make_update`."""
   num_ways = 1 if mesh is None else batch_ways(mesh)
+  # Where weights are whole on every device, each works off its own microbatches
+  # and the sums meet once; XLA would let them meet at every microbatch.
+  is_whole = mesh is not None and mesh.shape["data"] == mesh.size
 
   def split(array):
     # Microbatch m takes rows m, m + M, ...: each device keeps its own rows.
     rows = array.reshape(-1, num_microbatches, *array.shape[1:])
     rows = jnp.swapaxes(rows, 0, 1)
-    if mesh is None:
+    if mesh is None or is_whole:
       return rows
     sharding = NamedSharding(mesh, partition_spec((None, "batch")))
     return jax.lax.with_sharding_constraint(rows, sharding)
@@ -154,8 +182,8 @@ def _make_step(
 
   grad_fn = jax.grad(scaled_loss, has_aux=True)
 
-  def whole_gradient(params, batch):
-    scales = (_inverse(batch.policy_weights), _inverse(batch.value_weights))
+  def gradient(params, batch, *scales):
+    """Of the rows at hand, one microbatch after the other."""
     if num_microbatches == 1:
       return grad_fn(params, batch, *scales)
 
@@ -167,6 +195,23 @@ def _make_step(
     shapes = jax.eval_shape(grad_fn, params, first, *scales)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add_microbatch, nothing, microbatches)[0]
+
+  def whole_gradient(params, batch):
+    scales = (_inverse(batch.policy_weights), _inverse(batch.value_weights))
+    if not is_whole:
+      return gradient(params, batch, *scales)
+
+    def shared(params, batch, *scales):
+      return jax.lax.psum(gradient(params, batch, *scales), DATA)
+
+    whole, rows = PartitionSpec(), PartitionSpec(DATA)
+    return jax.shard_map(
+      shared,
+      mesh=mesh,
+      in_specs=(whole, rows, whole, whole),
+      out_specs=whole,
+      check_vma=False,
+    )(params, batch, *scales)
 
   def step(state, batch):
     num_rows = batch.tokens.shape[0]
@@ -180,8 +225,16 @@ def _make_step(
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
     changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, changes)
+    count = state.num_updates.astype(jnp.float32)
+    kept = jnp.minimum(average_decay, (1 + count) / (10 + count))
     moved = TrainState(
-      params=optax.apply_updates(state.params, changes),
+      params=params,
+      average_params=jax.tree.map(
+        lambda old, new: (kept * old + (1 - kept) * new).astype(new.dtype),
+        state.average_params,
+        params,
+      ),
       opt_state=opt_state,
       num_updates=state.num_updates + 1,
     )

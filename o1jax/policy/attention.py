@@ -145,7 +145,7 @@ def cached_attention(
   Args:
     queries: `[B, G, T, J, Q, E]`, scaled already.
     prefix: keys and values `[B, J, C, E]`.
-    suffix: keys and values `[B, G, J, S, E]`.
+    suffix: keys and values `[B * G, J, S, E]`, without J where it is 1.
     prefix_mask: `[B, G or 1, T or 1, C]`.
     suffix_mask: `[B or 1, G or 1, T, S]`.
     cap: soft cap of the scores.
@@ -154,41 +154,30 @@ def cached_attention(
     `[B, G, T, J * Q * E]`.
   """
   b, g, t, j, q, e = queries.shape
-  shared = queries.transpose(0, 3, 1, 2, 4, 5)  # [B, J, G, T, Q, E]
-  private = queries.transpose(0, 1, 3, 2, 4, 5)  # [B, G, J, T, Q, E]
+  shared = queries.transpose(0, 3, 1, 2, 4, 5).reshape(b, j, g * t * q, e)
+  own_keys, own_values = suffix
+  axes = own_keys.shape[:-2]
+  private = queries.transpose(0, 1, 3, 2, 4, 5).reshape(*axes, t * q, e)
 
-  def scores(spec, rows, keys, mask):
-    s = jnp.einsum(spec, rows, keys, preferred_element_type=jnp.float32)
-    return jnp.where(mask, soft_cap(s, cap), MASKED)
+  def dot(spec, x, y):
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
-  s1 = scores(
-    "bjre,bjce->bjrc", shared.reshape(b, j, g * t * q, e), prefix[0], True
-  ).reshape(b, j, g, t, q, -1)
+  s1 = soft_cap(dot("bjre,bjce->bjrc", shared, prefix[0]), cap)
+  s1 = s1.reshape(b, j, g, t, q, -1)
   s1 = jnp.where(prefix_mask[:, None, :, :, None, :], s1, MASKED)
-  s2 = scores(
-    "bgjre,bgjse->bgjrs", private.reshape(b, g, j, t * q, e), suffix[0], True
-  ).reshape(b, g, j, t, q, -1)
+  s2 = soft_cap(dot("...re,...se->...rs", private, own_keys), cap)
+  s2 = s2.reshape(b, g, j, t, q, -1)
   s2 = jnp.where(suffix_mask[:, :, None, :, None, :], s2, MASKED)
 
   # Only maxima, sums and mixed values change places, never the scores.
-  top1 = s1.max(-1).swapaxes(1, 2)
-  top = jax.lax.stop_gradient(jnp.maximum(top1, s2.max(-1)))
+  top = jnp.maximum(s1.max(-1).swapaxes(1, 2), s2.max(-1))
   w1 = jnp.exp(s1 - top.swapaxes(1, 2)[..., None])
   w2 = jnp.exp(s2 - top[..., None])
   total = w1.sum(-1).swapaxes(1, 2) + w2.sum(-1)
-  dtype = prefix[1].dtype
-  y1 = jnp.einsum(
-    "bjrc,bjce->bjre",
-    w1.astype(dtype).reshape(b, j, g * t * q, -1),
-    prefix[1],
-    preferred_element_type=jnp.float32,
-  ).reshape(b, j, g, t, q, e)
-  y2 = jnp.einsum(
-    "bgjrs,bgjse->bgjre",
-    w2.astype(dtype).reshape(b, g, j, t * q, -1),
-    suffix[1],
-    preferred_element_type=jnp.float32,
-  ).reshape(b, g, j, t, q, e)
+  w1 = w1.astype(queries.dtype).reshape(b, j, g * t * q, -1)
+  w2 = w2.astype(queries.dtype).reshape(*axes, t * q, -1)
+  y1 = dot("bjrc,bjce->bjre", w1, prefix[1]).reshape(b, j, g, t, q, e)
+  y2 = dot("...rs,...se->...re", w2, own_values).reshape(b, g, j, t, q, e)
   mixed = (y1.swapaxes(1, 2) + y2) / total[..., None]
   mixed = mixed.transpose(0, 1, 3, 2, 4, 5).astype(queries.dtype)
   return mixed.reshape(b, g, t, j * q * e)

@@ -5,6 +5,11 @@ candidate steps of one node. So the context is kept once per problem (Prefix,
 `[B, J, C, E]` a layer) and each row keeps only its own tokens (`[B, G, J, S,
 E]` a layer). Heads come before time: the products of attention want it so, and
 the other order halves the speed on CPU.
+
+Within a loop the suffixes lie as `[B * G, J, S, E]`, without J where it is 1:
+XLA:CPU writes a token in place only if the loop carries the very shape that
+attention multiplies, without axes of size 1; else it copies the whole cache
+several times at every token (measured: half the speed).
 """
 
 from collections.abc import Sequence
@@ -41,8 +46,9 @@ class Cache:
 
   Attributes:
     prefix: the shared part.
-    keys: one `[B, G, J, S, E]` per layer.
-    values: one `[B, G, J, S, E]` per layer.
+    keys: one `[B * G, J, S, E]` per layer, without J where it is 1; see
+      `suffix_arrays` for them as `[B, G, J, S, E]`.
+    values: the same.
     suffix_lengths: `[B, G]` int32 slots in use; the next token goes there.
   """
 
@@ -54,13 +60,23 @@ class Cache:
   @property
   def capacity(self) -> int:
     """Slots of each suffix."""
-    return self.keys[0].shape[3]
+    return self.keys[0].shape[-2]
+
+  def suffix_arrays(self) -> tuple[LayerArrays, LayerArrays]:
+    """Keys and values of the suffixes, one `[B, G, J, S, E]` per layer."""
+    heads, slots = self.prefix.keys[0].shape[1], self.capacity
+
+    def rows(x):
+      return x.reshape(*self.suffix_lengths.shape, heads, slots, x.shape[-1])
+
+    return tuple(map(rows, self.keys)), tuple(map(rows, self.values))
 
 
 def make_cache(prefix: Prefix, *, num_rows: int, capacity: int) -> Cache:
   """An empty suffix of `capacity` slots for each of `num_rows` rows."""
   batch, heads, _, head_width = prefix.keys[0].shape
-  shape = (batch, num_rows, heads, capacity, head_width)
+  axes = (batch * num_rows,) if heads == 1 else (batch * num_rows, heads)
+  shape = (*axes, capacity, head_width)
   return Cache(
     prefix=prefix,
     keys=tuple(jnp.zeros(shape, k.dtype) for k in prefix.keys),
@@ -81,10 +97,12 @@ def grow(cache: Cache, capacity: int) -> Cache:
     raise ValueError(
       f"capacity={capacity} is less than the present {cache.capacity}"
     )
-  pad = ((0, 0), (0, 0), (0, 0), (0, extra), (0, 0))
+
+  def pad(x):
+    return jnp.pad(x, (*((0, 0),) * (x.ndim - 2), (0, extra), (0, 0)))
+
   return cache.replace(
-    keys=tuple(jnp.pad(k, pad) for k in cache.keys),
-    values=tuple(jnp.pad(v, pad) for v in cache.values),
+    keys=tuple(map(pad, cache.keys)), values=tuple(map(pad, cache.values))
   )
 
 

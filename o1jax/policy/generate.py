@@ -237,13 +237,19 @@ def _take(arrays, problem, row, is_alive):
     return jax.tree.map(lambda x: x[problem[:, None], row], tree)
 
   cache = state.cache
-  index, prefix = state.index, jax.tree.map(lambda x: x[problem], cache.prefix)
-  keys, values, lengths = rows((cache.keys, cache.values, cache.suffix_lengths))
-  others = state.replace(index=None, cache=None)
-  taken = rows(others).replace(
-    index=index,
+  flat = cache.keys[0].shape[1:]
+
+  def suffix(x):
+    whole = x.reshape(*cache.suffix_lengths.shape, *flat)
+    return rows(whole).reshape(-1, *flat)
+
+  taken = rows(state.replace(index=None, cache=None)).replace(
+    index=state.index,
     cache=cache.replace(
-      prefix=prefix, keys=keys, values=values, suffix_lengths=lengths
+      prefix=jax.tree.map(lambda x: x[problem], cache.prefix),
+      keys=tuple(map(suffix, cache.keys)),
+      values=tuple(map(suffix, cache.values)),
+      suffix_lengths=rows(cache.suffix_lengths),
     ),
     is_alive=is_alive,
   )

@@ -260,6 +260,7 @@ def decode_rows(
     pad_id=pad_id,
     controls=controls,
   )
+  suffix_keys, suffix_values = state.cache.suffix_arrays()
   return DecodedRows(
     tokens=state.tokens,
     lengths=state.lengths,
@@ -268,8 +269,8 @@ def decode_rows(
     last_hidden=state.hidden,
     ended=state.ended,
     stopped=state.stopped,
-    keys=state.cache.keys,
-    values=state.cache.values,
+    keys=suffix_keys,
+    values=suffix_values,
   )
 
 

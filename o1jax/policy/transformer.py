@@ -228,14 +228,18 @@ def _cached_attends(c: TransformerConfig, positions, cache: Cache, slot):
 
 
 def _write(buffer, new, slots, slot):
-  """New `[B, G, T, J, E]` into `[B, G, J, S, E]` at its slots."""
+  """New `[B, G, T, J, E]` into suffixes `[B * G, (J,) S, E]` at its slots."""
+  b, g, t, j, e = new.shape
   if slot is not None:
-    return jax.lax.dynamic_update_slice(
-      buffer, new.swapaxes(2, 3), (0, 0, 0, slot, 0)
-    )
-  b = jnp.arange(buffer.shape[0])[:, None, None]
-  g = jnp.arange(buffer.shape[1])[None, :, None]
-  return buffer.at[b, g, :, slots].set(new)
+    new = new.swapaxes(2, 3).reshape(*buffer.shape[:-2], t, e)
+    start = (*(0 for _ in buffer.shape[:-2]), slot, 0)
+    return jax.lax.dynamic_update_slice(buffer, new, start)
+  row = jnp.arange(b * g)[:, None]
+  slots = jnp.broadcast_to(slots, (b, g, t)).reshape(b * g, t)
+  new = new.reshape(b * g, t, j, e)
+  if buffer.ndim == 3:
+    return buffer.at[row, slots].set(new[:, :, 0])
+  return buffer.at[row, :, slots].set(new)
 
 
 def _project(x, kernel):

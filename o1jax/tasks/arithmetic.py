@@ -49,6 +49,7 @@ class Arithmetic:
 
   name: ClassVar[str] = "arithmetic"
   demonstration_kinds: ClassVar[tuple[str, ...]] = ("optimal",)
+  consequence_mark: ClassVar[str] = " = "
 
   def __post_init__(self):
     if not 2 <= self.num_terms <= MAX_TERMS:

@@ -42,6 +42,16 @@ class Countdown(NumbersTask):
     min_target, max_target: range of the targets, both ends included.
     integers_only: the rule of Stream of Search: every intermediate result is a
       non-negative whole number. Without it fractions are legal.
+    canonical_play: random play (that of random_play and hindsight, and the dead
+      ends of search_trace) takes canonical steps only: a + b, a * b, a - b and
+      a / b with a >= b, uniform over those that are legal. Demonstrations
+      only: the checker, optimal solutions and true_value keep the full law.
+    balanced_hindsight: hindsight plays each row of numbers 64 times and keeps
+      one play, random among them, for each training target reached; they go
+      out one after another, in random order. So the targets beside a row of
+      numbers are equally likely, as in problems, where one play a row favours
+      those that many plays reach. What 64 plays miss stays out: of a target
+      that one play in a hundred reaches, about half.
     heldout: share of the multisets of numbers that is held out, by hash.
     heldout_targets: share of the targets that is held out (Stream of Search
       holds out a tenth), the nearest whole number of them, chosen by hash.
@@ -54,6 +64,8 @@ class Countdown(NumbersTask):
   min_target: int = 10
   max_target: int = 99
   integers_only: bool = False
+  canonical_play: bool = False
+  balanced_hindsight: bool = False
   heldout: float = 0.1
   heldout_targets: float = 0.0
   heldout_seed: int = 0

@@ -11,7 +11,6 @@ Operands are numbers as they are written. Nothing is evaluated: 2 * 2 and 2 + 2
 are two forms, and so are (7 - 3) * (5 - 2) and (3 - 7) * (2 - 5).
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -70,6 +69,8 @@ def _chain(form: Form, sign: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _ordered(texts: tuple[str, ...]) -> tuple[str, ...]:
   """Shorter texts first: small numbers, large numbers, expressions."""
+  if len(texts) < 2:
+    return texts
   return tuple(sorted(texts, key=lambda text: (len(text), text)))
 
 
@@ -95,7 +96,8 @@ class Path:
     """Follows the line `a op b = result (left: ...)`."""
     forms = dict(self._states[-1][1])
     joined = join(_take(forms, a), op, _take(forms, b))
-    forms[result] = sorted([*forms.get(result, ()), joined], key=_size)
+    same = forms.get(result)
+    forms[result] = sorted([*same, joined], key=_size) if same else [joined]
     self._states.append((sorted(left), _forms_of(forms, left)))
 
   def go_back(self, left: Sequence[str]) -> None:
@@ -128,8 +130,11 @@ def _forms_of(
   forms: dict[str, list[Form | None]], left: Sequence[str]
 ) -> dict[str, list[Form | None]]:
   """The forms of the numbers that are left, leaves where there are none."""
+  counts: dict[str, int] = {}
+  for text in left:
+    counts[text] = counts.get(text, 0) + 1
   kept = {}
-  for text, count in Counter(left).items():
+  for text, count in counts.items():
     known = forms.get(text, [])[:count]
     kept[text] = [leaf(text)] * (count - len(known)) + known
   return kept

@@ -11,6 +11,12 @@ or "value": at a state, each pair of positions (i < j) offers six steps
 likely. Division by zero is always illegal. Under `integers_only` (the rule of
 Stream of Search, arXiv 2404.03683) so is each result that is not a
 non-negative whole number. Three numbers have 3 * 6 * 6 = 108 plays.
+
+Canonical play writes a step in one way: the larger operand stands first and
+the result is not negative. A pair a >= b offers a + b, a * b, a - b and a / b,
+those that are legal equally likely, and neither b - a nor b / a. The last is
+no other way to write a / b, so that a few solutions, such as 6 / (1 - 3 / 4),
+are not canonical. Values and solutions are always those of the full law.
 """
 
 import functools
@@ -134,7 +140,9 @@ class Solver:
 
 
 def legal_steps(
-  numbers: tuple[Number, ...], integers_only: bool = False
+  numbers: tuple[Number, ...],
+  integers_only: bool = False,
+  canonical: bool = False,
 ) -> Iterator[tuple[Number, str, Number, Number, tuple[Number, ...]]]:
   """Yields (a, op, b, result, numbers left) in the order of the law."""
   for i, j in itertools.combinations(range(len(numbers)), 2):
@@ -143,9 +151,16 @@ def legal_steps(
     for (op, is_swapped), result in zip(
       BRANCHES, branch_results(*pair, integers_only), strict=True
     ):
-      if result is not None:
-        a, b = pair[::-1] if is_swapped else pair
-        yield a, op, b, result, rest + (result,)
+      if result is None:
+        continue
+      a, b = pair[::-1] if is_swapped else pair
+      if canonical:
+        if op in "+*":
+          a, b = max(a, b), min(a, b)
+        # Of two equal numbers one order is as good as the other.
+        if a < b or (a == b and is_swapped) or result < 0:
+          continue
+      yield a, op, b, result, rest + (result,)
 
 
 @functools.lru_cache(maxsize=64)

@@ -21,6 +21,8 @@ from o1jax.tasks.numbers_game import BRANCHES
 _SYMBOLS = [op for op, _ in BRANCHES]
 _IS_SWAPPED = np.array([is_swapped for _, is_swapped in BRANCHES])
 _COMMUTES = np.array([op in "+*" for op, _ in BRANCHES])
+# One branch for each operator; where it is swapped, that is the next branch.
+_UNSWAPPED = np.flatnonzero(~_IS_SWAPPED)
 # Elements of the largest array while plays are enumerated; about what fits in
 # the caches of one core.
 _CHUNK = 2**18
@@ -148,77 +150,132 @@ def play_choices(plays: np.ndarray, num_numbers: int) -> np.ndarray:
 
 
 class Plays:
-  """Plays of n problems, written down as they go.
+  """Plays of n problems, step by step, and their texts.
 
   Attributes:
     num, den: `[n, r]` numbers left, reduced.
   """
 
-  def __init__(self, numbers: np.ndarray, integers_only: bool):
+  def __init__(
+    self, numbers: np.ndarray, integers_only: bool, canonical: bool = False
+  ):
+    """Starts n plays.
+
+    Args:
+      numbers: `[n, k]` non-negative integers.
+      integers_only: the rule in force.
+      canonical: steps are drawn from canonical ones, and sums and products are
+        written with the larger operand first (else either order, by a coin).
+    """
     self.num = np.asarray(numbers, np.int64)
     self.den = np.ones_like(self.num)
     self._integers_only = integers_only
-    self._left = _strings(self.num.ravel(), self.den.ravel())
-    self._left = self._left.reshape(self.num.shape)
-    self._lines: list[list[str]] = []
+    self._canonical = canonical
+    # All numbers of a play, given and made, stand in one table; what is left
+    # and what a step combines are columns of it.
+    self._table = [
+      (self.num[:, c], self.den[:, c]) for c in range(self.num.shape[1])
+    ]
+    self._left = np.tile(np.arange(self.num.shape[1]), (len(self.num), 1))
+    self._steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
   def step_randomly(self, rng: np.random.Generator) -> None:
-    """One step in every play, uniform over its legal steps."""
-    n, num_left = self.num.shape
-    choices = rng.integers(0, num_choices(num_left), n)
-    redraw = np.flatnonzero(~self._is_legal(np.arange(n), choices))
+    """One step in every play, uniform over its legal (canonical) steps."""
+    choices = self._draw(rng, np.arange(len(self.num)))
+    redraw = np.flatnonzero(~self._is_legal(np.arange(len(choices)), choices))
     while redraw.size:  # a sum is always legal, so this ends
-      drawn = rng.integers(0, num_choices(num_left), redraw.size)
+      drawn = self._draw(rng, redraw)
       choices[redraw] = drawn
       redraw = redraw[~self._is_legal(redraw, drawn)]
     self.step(rng, choices)
 
   def step(self, rng: np.random.Generator, choices: np.ndarray) -> None:
-    """Takes one chosen legal step in every play; coins order sums."""
+    """Takes one chosen legal step in every play."""
     pairs, others = _pairs(self.num.shape[1])
     pair, branch = np.divmod(choices, len(BRANCHES))
     rows = np.arange(len(choices))
     num, den, _ = self._results(rows, choices)
     divisor = np.gcd(num, den)
     num, den = num // divisor, den // divisor
-    names = self._left[rows[:, None], pairs[pair]]
-    coins = rng.random(len(choices)) < 0.5
-    swap = _IS_SWAPPED[branch] | (_COMMUTES[branch] & coins)
-    names = np.where(swap[:, None], names[:, ::-1], names)
+    if self._canonical:
+      is_turned = self._is_ascending(rows, pair)
+    else:
+      is_turned = rng.random(len(choices)) < 0.5
+    swap = _IS_SWAPPED[branch] | (_COMMUTES[branch] & is_turned)
+    operands = self._left[rows[:, None], pairs[pair]]
+    operands = np.where(swap[:, None], operands[:, ::-1], operands)
     keep = rows[:, None], others[pair]
     self.num = np.concatenate([self.num[keep], num[:, None]], axis=1)
     self.den = np.concatenate([self.den[keep], den[:, None]], axis=1)
-    result = _strings(num, den)
-    self._left = np.concatenate([self._left[keep], result[:, None]], axis=1)
-    self._write(names, branch, result)
+    made = np.full((len(rows), 1), len(self._table))
+    self._left = np.concatenate([self._left[keep], made], axis=1)
+    self._table.append((num, den))
+    self._steps.append((operands, branch, self._left))
 
-  def texts(self) -> list[str]:
-    """The lines of each play so far, as one text."""
-    return ["\n".join(lines) for lines in zip(*self._lines, strict=True)]
+  def texts(self, rows: np.ndarray | None = None) -> list[str]:
+    """The lines so far, as one text for each play (or for these rows)."""
+    rows = np.arange(len(self.num)) if rows is None else rows
+    columns = [_strings(num[rows], den[rows]) for num, den in self._table]
+    names = np.stack(columns, axis=1)
+    here = np.arange(len(rows))[:, None]
+    lines = []
+    for place, (operands, branch, left) in enumerate(self._steps):
+      made = columns[len(columns) - len(self._steps) + place].tolist()
+      parts = (
+        *names[here, operands[rows]].T.tolist(),
+        branch[rows].tolist(),
+        made,
+        names[here, left[rows]].tolist(),
+      )
+      lines.append(
+        [
+          f"{a} {_SYMBOLS[op]} {b} = {c} (left: {' '.join(rest)})"
+          for a, b, op, c, rest in zip(*parts, strict=True)
+        ]
+      )
+    return ["\n".join(lines_of) for lines_of in zip(*lines, strict=True)]
 
-  def _results(self, rows: np.ndarray, choices: np.ndarray) -> Exact:
+  def whole_values(self) -> np.ndarray:
+    """`[n]` the whole number each finished play ends at, -1 for others."""
+    is_whole = (self.den[:, 0] == 1) & (self.num[:, 0] >= 0)
+    return np.where(is_whole, self.num[:, 0], -1)
+
+  def _draw(self, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
+    """Uniform choices for these rows, some of them not legal."""
+    num_left = self.num.shape[1]
+    if not self._canonical:
+      return rng.integers(0, num_choices(num_left), len(rows))
+    num_pairs = num_left * (num_left - 1) // 2
+    pair, op = np.divmod(
+      rng.integers(0, len(_UNSWAPPED) * num_pairs, len(rows)), len(_UNSWAPPED)
+    )
+    is_turned = ~_COMMUTES[_UNSWAPPED[op]] & self._is_ascending(rows, pair)
+    return len(BRANCHES) * pair + _UNSWAPPED[op] + is_turned
+
+  def _operands(
+    self, rows: np.ndarray, pair: np.ndarray
+  ) -> tuple[Exact, Exact]:
+    """The two numbers of a pair, in the order they stand."""
     pairs, _ = _pairs(self.num.shape[1])
-    pair, branch = np.divmod(choices, len(BRANCHES))
     legal = np.ones(len(rows), bool)
     first, second = (
       Exact(self.num[rows, place], self.den[rows, place], legal)
       for place in pairs[pair].T
     )
-    results = _branch(first, second, self._integers_only)
+    return first, second
+
+  def _is_ascending(self, rows: np.ndarray, pair: np.ndarray) -> np.ndarray:
+    """Whether the first number of a pair is the smaller one."""
+    a, b = self._operands(rows, pair)
+    return a.num * b.den < b.num * a.den
+
+  def _results(self, rows: np.ndarray, choices: np.ndarray) -> Exact:
+    pair, branch = np.divmod(choices, len(BRANCHES))
+    results = _branch(*self._operands(rows, pair), self._integers_only)
     return Exact(*(part[np.arange(len(rows)), branch] for part in results))
 
   def _is_legal(self, rows: np.ndarray, choices: np.ndarray) -> np.ndarray:
     return self._results(rows, choices).legal
-
-  def _write(self, names, branch, result) -> None:
-    left = self._left.tolist()
-    columns = (*names.T.tolist(), branch.tolist(), result.tolist(), left)
-    self._lines.append(
-      [
-        f"{a} {_SYMBOLS[op]} {b} = {c} (left: {' '.join(rest)})"
-        for a, b, op, c, rest in zip(*columns, strict=True)
-      ]
-    )
 
 
 def _strings(num: np.ndarray, den: np.ndarray) -> np.ndarray:
@@ -234,17 +291,19 @@ def _strings(num: np.ndarray, den: np.ndarray) -> np.ndarray:
 
 
 def random_plays(
-  rng: np.random.Generator, numbers: np.ndarray, integers_only: bool
-) -> tuple[list[str], np.ndarray]:
-  """Uniform legal plays: their texts, and the whole numbers reached `[n]`.
+  rng: np.random.Generator,
+  numbers: np.ndarray,
+  integers_only: bool,
+  canonical: bool = False,
+) -> Plays:
+  """Finished plays of rows of numbers `[n, k]`, drawn by the (canonical) law.
 
-  Numbers that are not whole, and negative ones, are given as -1.
+  Only the texts that are asked for afterwards are written.
   """
-  plays = Plays(numbers, integers_only)
+  plays = Plays(numbers, integers_only, canonical)
   for _ in range(numbers.shape[1] - 1):
     plays.step_randomly(rng)
-  is_whole = (plays.den[:, 0] == 1) & (plays.num[:, 0] >= 0)
-  return plays.texts(), np.where(is_whole, plays.num[:, 0], -1)
+  return plays
 
 
 def chosen_plays(
@@ -258,3 +317,25 @@ def chosen_plays(
   for choice in choices.T:
     plays.step(rng, choice)
   return plays.texts()
+
+
+def one_play_per_end(
+  rng: np.random.Generator, ends: np.ndarray, num_plays: int
+) -> np.ndarray:
+  """Picks a random play for each end that the plays of a set reach.
+
+  Args:
+    ends: `[n * num_plays]` where each play ends, the plays of a set in
+      succession and independent of each other; negative ends do not count.
+    num_plays: plays of a set.
+
+  Returns:
+    Indices of the picked plays: set after set, in random order within one.
+  """
+  rows = np.flatnonzero(ends >= 0)
+  keys = np.stack([rows // num_plays, ends[rows]], axis=1)
+  # Plays of a set are independent, so the first to reach an end is as good as
+  # a drawn one.
+  _, first = np.unique(keys, axis=0, return_index=True)
+  picked = rows[first]
+  return picked[np.lexsort([rng.random(len(picked)), picked // num_plays])]

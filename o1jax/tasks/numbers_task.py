@@ -5,8 +5,9 @@ allows; sampling, judging, solving and demonstrations follow from the rules in
 `numbers_game`.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from o1jax.types import Problem, Verdict
 
 # Dead ends of one search trace: uniform from none to this many.
 MAX_DEAD_ENDS = 3
+# Random plays of each row of numbers for balanced hindsight, and the rows that
+# are played at once.
+PLAYS_PER_ROW = 64
+_BALANCED_ROWS = 256
 _MAX_EMPTY_DRAWS = 50
 
 
@@ -24,6 +29,10 @@ class NumbersTask:
   name: str
   integers_only: bool
   demonstration_kinds: tuple[str, ...]
+  consequence_mark: ClassVar[str] = " = "
+  # A subclass may make these options; `Countdown` says what they mean.
+  canonical_play = False
+  balanced_hindsight = False
 
   def draw_numbers(
     self, rng: np.random.Generator, n: int, split: str
@@ -159,7 +168,8 @@ class NumbersTask:
   def true_value(self, problem: Problem, prefix: str = "") -> float:
     """Probability that uniform legal play after a prefix solves the problem.
 
-    0 after a wrong line. The law is in the head of `numbers_game`.
+    0 after a wrong line. The law is the full one in the head of `numbers_game`,
+    also where demonstrations play canonically.
     """
     state = self._state(problem, prefix)
     return 0.0 if state is None else self._solver(problem).value(state)
@@ -196,7 +206,7 @@ class NumbersTask:
     problem need not be solvable); `optimal` is a uniformly drawn solution of a
     sampled problem; `hindsight` is random play whose target is the number it
     reached, kept where that is a training target; `search_trace` is a solution
-    with dead ends before it and a `back` line after each.
+    with dead ends of random play before it and a `back` line after each.
     """
     task.require_known("kind of demonstration", kind, self.demonstration_kinds)
     makers = {
@@ -226,21 +236,49 @@ class NumbersTask:
     (numbers,) = self._gather(
       n, lambda wanted: [self.draw_numbers(rng, wanted, "train")]
     )
-    texts, _ = numbers_play.random_plays(rng, numbers, self.integers_only)
+    texts = self._play(rng, numbers).texts()
     targets = rng.choice(self.targets("train"), n)
     return list(zip(self._problems(numbers, targets), texts, strict=True))
 
-  def _hindsight(self, rng, n: int) -> list[tuple[Problem, str]]:
-    def draw(wanted):
-      numbers = self.draw_numbers(rng, wanted, "train")
-      texts, reached = numbers_play.random_plays(
-        rng, numbers, self.integers_only
-      )
-      keep = np.flatnonzero(np.isin(reached, self.targets("train")))
-      return [numbers[keep], reached[keep], [texts[row] for row in keep]]
+  def _play(self, rng, numbers: np.ndarray) -> numbers_play.Plays:
+    return numbers_play.random_plays(
+      rng, numbers, self.integers_only, self.canonical_play
+    )
 
-    numbers, reached, texts = self._gather(n, draw)
+  def _hindsight(self, rng, n: int) -> list[tuple[Problem, str]]:
+    draw_fn = self._draw_balanced if self.balanced_hindsight else self._draw_any
+    numbers, reached, texts = self._gather(
+      n, lambda wanted: draw_fn(rng, wanted)
+    )
     return list(zip(self._problems(numbers, reached), texts, strict=True))
+
+  def _draw_any(self, rng, wanted: int) -> list[np.ndarray | list]:
+    """One play of each row, kept where it reaches a training target."""
+    numbers = self.draw_numbers(rng, wanted, "train")
+    plays = self._play(rng, numbers)
+    reached = plays.whole_values()
+    keep = np.flatnonzero(np.isin(reached, self.targets("train")))
+    return [numbers[keep], reached[keep], plays.texts(keep)]
+
+  def _draw_balanced(self, rng, wanted: int) -> list[np.ndarray | list]:
+    """Many plays of each row, one kept for each training target reached."""
+    # A row reaches about this many targets; too few rows are drawn again.
+    numbers = self.draw_numbers(rng, -(-wanted // 8), "train")
+    parts = []
+    for start in range(0, max(len(numbers), 1), _BALANCED_ROWS):
+      rows = numbers[start : start + _BALANCED_ROWS]
+      rows = np.repeat(rows, PLAYS_PER_ROW, axis=0)
+      plays = self._play(rng, rows)
+      ends = plays.whole_values()
+      ends = np.where(np.isin(ends, self.targets("train")), ends, -1)
+      keep = numbers_play.one_play_per_end(rng, ends, PLAYS_PER_ROW)
+      parts.append((rows[keep], ends[keep], plays.texts(keep)))
+    rows, ends, texts = zip(*parts, strict=True)
+    return [
+      np.concatenate(rows),
+      np.concatenate(ends),
+      list(itertools.chain.from_iterable(texts)),
+    ]
 
   def _optimal(self, rng, n: int) -> list[tuple[Problem, str]]:
     numbers, targets, choices = self._draw_solved(rng, n, "train")
@@ -274,7 +312,9 @@ class NumbersTask:
     """Random legal play to the end: the number it reaches, and its lines."""
     lines = []
     while len(left) > 1:
-      steps = list(numbers_game.legal_steps(left, self.integers_only))
+      steps = list(
+        numbers_game.legal_steps(left, self.integers_only, self.canonical_play)
+      )
       *step, left = steps[rng.integers(len(steps))]
       lines.append(numbers_game.step_text(*step, left))
     return left[0], lines

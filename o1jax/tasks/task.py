@@ -37,10 +37,16 @@ class Task(Protocol):
   Attributes:
     name: key of the task in `make_task`; begins the id of each problem.
     demonstration_kinds: names that `demonstrations` accepts.
+    consequence_mark: what follows its first occurrence in a line of a right
+      solution, as demonstrations write it, is determined by what precedes it,
+      the prompt and the lines above included: it is calculated, not chosen.
+      (Where equal numbers are left either may be used, which may show in the
+      order of the others.) A line without the mark has no such part.
   """
 
   name: str
   demonstration_kinds: tuple[str, ...]
+  consequence_mark: str
 
   def sample_problems(
     self, rng: np.random.Generator, n: int, split: str = "train"

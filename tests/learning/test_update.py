@@ -191,8 +191,8 @@ def test_a_mesh_shares_out_weights_and_moments_alike():
     for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     if not leaf.sharding.is_fully_replicated
   ]
-  # Each weight of the table with its two moments.
-  assert len(split) == 6
+  # Each weight of the table with its average and its two moments.
+  assert len(split) == 8
   assert all("embedding" in name or "kernel" in name for name in split)
 
 

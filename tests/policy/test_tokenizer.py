@@ -28,9 +28,7 @@ def tokenizer(request):
 
 @pytest.fixture(scope="module")
 def two_digits():
-  return train_tokenizer(
-    make_texts(), vocab_size=1400, max_digits_per_piece=2
-  )
+  return train_tokenizer(make_texts(), vocab_size=1400, max_digits_per_piece=2)
 
 
 def test_format_is_short(two_digits):

@@ -231,7 +231,9 @@ def oracle_forward(c, params, tokens):
 # ------------------------------------------------------------------ the tests
 
 PROMPT, LENGTH = 7, 12
-TOKENS = np.random.default_rng(3).integers(0, 23, (2, 2, LENGTH)).astype("int32")
+TOKENS = (
+  np.random.default_rng(3).integers(0, 23, (2, 2, LENGTH)).astype("int32")
+)
 TOKENS[:, 1, :PROMPT] = TOKENS[:, 0, :PROMPT]  # two rows share their prompt
 PROMPT_LENGTHS = np.array([PROMPT, PROMPT - 2])
 
@@ -250,9 +252,7 @@ def all_paths(network, params, tokens):
   lengths = jnp.asarray(PROMPT_LENGTHS)
   prefix = jax.tree.map(lambda x: x[::rows], kept)
   is_prompt = jnp.arange(length)[None] < lengths[:, None]
-  cache = make_cache(
-    prefix.replace(mask=is_prompt), num_rows=rows, capacity=3
-  )
+  cache = make_cache(prefix.replace(mask=is_prompt), num_rows=rows, capacity=3)
 
   def new(first, count):
     at = lengths[:, None, None] + first + jnp.arange(count)[None, None, :]
@@ -339,9 +339,7 @@ def test_rows_of_unlike_lengths_append_by_scatter(llama):
     at = jnp.broadcast_to(jnp.arange(4, 7)[None, None], (2, 2, 3))
     _, cache = network.apply(params, tokens[:, :, 4:7], at, cache)
     # Row 1 takes back two tokens.
-    cache = cache.replace(
-      suffix_lengths=jnp.array([[3, 1], [3, 1]], jnp.int32)
-    )
+    cache = cache.replace(suffix_lengths=jnp.array([[3, 1], [3, 1]], jnp.int32))
     at = 4 + cache.suffix_lengths[..., None] + jnp.arange(2)[None, None]
     new = jnp.take_along_axis(tokens, at, 2)
     return network.apply(params, new, at, cache)[0]
@@ -369,9 +367,7 @@ def test_prefix_with_holes_is_the_sequence_without(llama):
 
       def cut(arrays):  # waste in the hole, to see that it is not read
         return tuple(
-          jnp.pad(
-            a[:, :, first : first + count], pad, constant_values=9.0
-          )
+          jnp.pad(a[:, :, first : first + count], pad, constant_values=9.0)
           for a in arrays
         )
 

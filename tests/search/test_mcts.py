@@ -1,6 +1,8 @@
 """The tree search against mctx, a dictionary search and enumeration."""
 
 import dataclasses
+import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,44 +12,28 @@ import pytest
 
 from o1jax.search.driver import run_with_host
 from o1jax.search.mcts import best_finished, mcts, most_visited
-from o1jax.search.tree import NO_NODE, ROOT, child_visits
+from o1jax.search.tree import NO_NODE, ROOT, child_visits, make_tree
 from oracles import DictionaryMCTS, best_first_steps, visits_by_path
 from worlds import (
+  AHEAD,
+  DISCOUNT,
+  NUM_CONSIDERED,
+  NUM_ROOTS,
+  ROLLOUT_WEIGHT,
+  SIMULATIONS,
   World,
   arithmetic_game,
   bandit,
   drawn_tree,
   problems,
   random_graph,
+  rule_search,
   table_model,
   table_search,
+  with_noise,
 )
 
-NUM_ROOTS = 8
-SIMULATIONS = 32
-DISCOUNT = 0.9
-ROLLOUT_WEIGHT = 0.25
-NUM_CONSIDERED = 3
 RULES = ["puct", "uct", "gumbel"]
-
-
-def search_of(rule: str, **options):
-  """The one program that most tests of a rule share."""
-  if rule == "gumbel":
-    options["rule_options"] = (("num_considered_actions", NUM_CONSIDERED),)
-  return table_search(
-    num_simulations=SIMULATIONS,
-    discount=DISCOUNT,
-    rollout_weight=ROLLOUT_WEIGHT,
-    rule=rule,
-    **options,
-  )
-
-
-def gumbel_noise(world: World, seed: int) -> dict:
-  """The world's table with Gumbel noise for each state as a root."""
-  noise = np.random.default_rng(seed).gumbel(size=world.child.shape)
-  return {**world.params, "root_noise": jnp.asarray(noise)}
 
 
 @pytest.fixture
@@ -102,9 +88,14 @@ def mctx_tree(rule: str, table: dict):
     return mctx.muzero_policy(
       *arguments, invalid_actions=invalid, dirichlet_fraction=0.0
     ).search_tree
-  return mctx.gumbel_muzero_policy(
-    *arguments, invalid_actions=invalid, max_num_considered_actions=3
-  ).search_tree
+  # mctx draws its noise inside; here it gets ours.
+  noise = table["root_noise"][:NUM_ROOTS]
+  with mock.patch.object(jax.random, "gumbel", lambda *_, **__: noise):
+    return mctx.gumbel_muzero_policy(
+      *arguments,
+      invalid_actions=invalid,
+      max_num_considered_actions=NUM_CONSIDERED,
+    ).search_tree
 
 
 def mctx_visits_by_path(tree, row: int, is_terminal) -> dict:
@@ -128,15 +119,13 @@ def mctx_visits_by_path(tree, row: int, is_terminal) -> dict:
 
 
 @pytest.mark.parametrize("rule", ["puct", "gumbel"])
-def test_visits_are_those_of_mctx(rule, float64, monkeypatch):
-  _, search = search_of(rule)
+def test_visits_are_those_of_mctx(rule, float64):
+  _, search = rule_search(rule)
+  peer_search = jax.jit(functools.partial(mctx_tree, rule))
   for seed in range(3):
-    table = gumbel_noise(rooted_graph(seed), seed)
-    with monkeypatch.context() as patch, jax.debug_key_reuse(False):
-      # mctx draws its noise inside; here it gets ours.
-      noise = table["root_noise"][:NUM_ROOTS]
-      patch.setattr(jax.random, "gumbel", lambda *_, x=noise, **__: x)
-      peer = mctx_tree(rule, table)
+    table = with_noise(rooted_graph(seed), seed)
+    with jax.debug_key_reuse(False):
+      peer = peer_search(table)
     state = search(table, jax.random.key(1), problems(range(NUM_ROOTS)))
     for row in range(NUM_ROOTS):
       expected = mctx_visits_by_path(peer, row, table["is_terminal"])
@@ -145,10 +134,10 @@ def test_visits_are_those_of_mctx(rule, float64, monkeypatch):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_visits_are_those_of_a_dictionary_search(rule, float64):
-  _, search = search_of(rule)
+  _, search = rule_search(rule)
   for seed in range(3):
     world = random_graph(seed, terminal_rate=0.2, invalid_rate=0.25)
-    table = gumbel_noise(world, seed)
+    table = with_noise(world, seed)
     state = search(table, jax.random.key(seed), problems(range(NUM_ROOTS)))
     means = np.asarray(state.tree.mean_value[:, ROOT])
     for row in range(NUM_ROOTS):
@@ -172,13 +161,10 @@ def test_visits_are_those_of_a_dictionary_search(rule, float64):
 )
 def test_looking_ahead_changes_no_visit_and_saves_rounds(rule, float64):
   world = random_graph(7, terminal_rate=0.1, invalid_rate=0.1)
-  table = gumbel_noise(world, 0)
+  table = with_noise(world, 0)
   calls, trees = [], []
-  for options in (
-    {},
-    {"num_parallel_leaves": 4, "capacity": 1 + 4 * 3 * SIMULATIONS},
-  ):
-    _, search = search_of(rule, **options)
+  for options in ({}, AHEAD):
+    _, search = rule_search(rule, **options)
     state = search(table, jax.random.key(0), problems(range(NUM_ROOTS)))
     trees.append([visits_by_path(state.tree, r) for r in range(NUM_ROOTS)])
     calls.append(int(state.node_state[1][0]))
@@ -196,7 +182,7 @@ def test_finds_the_best_first_step_of_enumerated_games():
   assert all(len(steps) <= 3 for steps in solvable)
   for rule in ("puct", "gumbel"):
     strategy, search = table_search(
-      12, num_simulations=3000, capacity=1 + 13 * 12, rule=rule
+      12, num_simulations=6000, capacity=1 + 13 * 12, rule=rule
     )
     state = search(world.params, jax.random.key(0), problems(range(4)))
     chosen = strategy.select(state)
@@ -231,7 +217,7 @@ def test_dead_ends_back_up_their_value_and_the_search_goes_on():
 
 def test_a_full_tree_stops_and_says_so():
   world = random_graph(3)
-  strategy, search = search_of("puct", capacity=1 + 4 * 3 + 2)
+  strategy, search = rule_search("puct", capacity=1 + 4 * 3 + 2)
   state = search(world.params, jax.random.key(0), problems(range(8)))
   assert np.all(state.is_full)
   assert np.all(strategy.is_done(state))
@@ -275,17 +261,21 @@ def test_solutions_are_chosen_by_outcome_or_by_visits():
 
 
 def test_equal_outcomes_go_to_visits_then_prior_then_index():
-  _, search = table_search(3, num_simulations=2, rule="puct")
-  world = bandit([0.5, 0.5, 0.5])
-  tree = search(world.params, jax.random.key(0), problems([0])).tree
-  tree = tree.replace(num_visits=tree.num_visits.at[0, 1:4].set(1))
+  tree = make_tree(jnp.array([0.5]), capacity=4, num_candidates=3)
+  tree = tree.replace(
+    reward=jnp.array([[0.0, 0.5, 0.5, 0.5]]),
+    is_terminal=jnp.array([[False, True, True, True]]),
+    is_valid=jnp.array([[True, True, True, True]]),
+  )
   assert int(best_finished(tree)[0]) == 1
-  by_prior = tree.replace(prior_logits=tree.prior_logits.at[0, 3].add(1.0))
+  by_prior = tree.replace(prior_logits=jnp.array([[0.0, -2.0, -2.0, -1.0]]))
   assert int(best_finished(by_prior)[0]) == 3
-  by_visits = by_prior.replace(num_visits=tree.num_visits.at[0, 2].set(2))
+  by_visits = by_prior.replace(num_visits=jnp.array([[4, 1, 2, 1]]))
   assert int(best_finished(by_visits)[0]) == 2
-  no_first = tree.replace(is_valid=tree.is_valid.at[0, 1].set(False))
-  assert int(best_finished(no_first)[0]) == 2
+  by_outcome = by_visits.replace(reward=jnp.array([[0.0, 0.6, 0.5, 0.5]]))
+  assert int(best_finished(by_outcome)[0]) == 1
+  is_valid = jnp.array([[True, False, True, True]])
+  assert int(best_finished(by_outcome.replace(is_valid=is_valid))[0]) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """Countdown: splits, sampling, demonstrations, relabelling, bad input."""
 
+import collections
+import itertools
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from o1jax.tasks import legal_share, make_task, success_rate
+from o1jax.tasks import legal_share, make_task, numbers_text, success_rate
 
 KINDS = ("random_play", "optimal", "hindsight", "search_trace")
 VARIANTS = {
@@ -155,7 +158,7 @@ def test_targets_of_random_play_are_independent_of_it():
   pairs = task.demonstrations("random_play", rng(), 4000)
   reached, targets = [], []
   for problem, text in pairs:
-    answer = task.check(problem, text).answer
+    answer = numbers_text.claimed_number(text)
     if answer.isdigit() and 10 <= int(answer) <= 99:
       reached.append(int(answer))
       targets.append(problem.data["target"])
@@ -190,6 +193,140 @@ def test_a_trace_goes_on_from_where_it_went_back():
         assert before != str(problem.data["target"])
         prefix = "\n".join(lines[: place + 1])
         assert task.can_reach(problem, prefix)
+
+
+OPTIONS = {"canonical_play": True, "balanced_hindsight": True}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_demonstrations_with_options(kind, options):
+  task = make_task("countdown", **OPTIONS, **options)
+  pairs = task.demonstrations(kind, rng(), 200)
+  problems, texts = zip(*pairs, strict=True)
+  assert len(texts) == 200
+  assert legal_share(task, problems, texts) == 1.0
+  if kind != "random_play":
+    assert success_rate(task, problems, texts) == 1.0
+  for problem in problems:
+    assert task.is_train(problem.data["numbers"], problem.data["target"])
+  assert pairs == task.demonstrations(kind, rng(), 200)
+  assert pairs != task.demonstrations(kind, rng(1), 200)
+
+
+def is_canonical(line):
+  a, op, b, *_ = line.split(" ")
+  result = line.split(" = ")[1].split(" ")[0]
+  return Fraction(a) >= Fraction(b) and Fraction(result) >= 0
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_canonical_play(balanced):
+  task = make_task(
+    "countdown", canonical_play=True, balanced_hindsight=balanced
+  )
+  full = make_task("countdown", balanced_hindsight=balanced)
+  for kind in ("random_play", "hindsight"):
+    for made in (task, full):
+      texts = [text for _, text in made.demonstrations(kind, rng(), 300)]
+      share = np.mean([is_canonical(x) for t in texts for x in t.split("\n")])
+      assert share == 1.0 if made is task else share < 0.7
+
+
+def test_dead_ends_are_canonical():
+  task = make_task("countdown", canonical_play=True, num_numbers=4)
+  pairs = task.demonstrations("search_trace", rng(), 200)
+  dead, total = 0, 0
+  for _, text in pairs:
+    lines = text.split("\n")
+    for place, line in enumerate(lines[1:]):
+      if line.startswith("back"):  # what stands before it is a dead end
+        total += 1
+        dead += is_canonical(lines[place])
+  assert dead == total > 100
+
+
+def test_options_leave_problems_judgement_and_values_alone():
+  plain, task = make_task("countdown"), make_task("countdown", **OPTIONS)
+  for split in ("train", "heldout"):
+    problems = plain.sample_problems(rng(), 20, split)
+    assert task.sample_problems(rng(), 20, split) == problems
+    for problem in problems:
+      assert task.true_value(problem) == plain.true_value(problem)
+      assert task.solutions(problem) == plain.solutions(problem)
+  optimal = plain.demonstrations("optimal", rng(), 20)
+  assert task.demonstrations("optimal", rng(), 20) == optimal
+  problem = task.make_problem([3, 7, 2], 6)
+  text = "3 - 7 = -4 (left: 2 -4)\n2 - -4 = 6 (left: 6)"
+  assert task.check(problem, text).is_correct
+  assert task.judge_steps(problem, text) == [True, True]
+
+
+def test_balanced_hindsight_shows_each_target_of_a_row_once():
+  task = make_task("countdown", balanced_hindsight=True)
+  pairs = task.demonstrations("hindsight", rng(), 200)
+  rows = [tuple(problem.data["numbers"]) for problem, _ in pairs]
+  targets = [problem.data["target"] for problem, _ in pairs]
+  assert len(set(zip(rows, targets, strict=True))) == len(pairs)
+  groups = [list(group) for _, group in itertools.groupby(rows)]
+  assert len(groups) == len(set(rows)) > 20  # one row after another
+  # 64 random plays find most of what all reach; the last row is cut.
+  shares = [
+    len(group)
+    / sum(
+      task.can_reach(task.make_problem(list(group[0]), target))
+      for target in range(10, 100)
+    )
+    for group in groups[:-1]
+  ]
+  assert max(shares) <= 1.0 and 0.65 < np.mean(shares) < 0.8
+
+
+def test_balanced_hindsight_favours_no_target():
+  options = dict(
+    num_numbers=2, min_number=2, max_number=4, min_target=2, max_target=8,
+    heldout=0.0,
+  )  # fmt: skip
+  counts = {}
+  for balanced in (False, True):
+    task = make_task("countdown", balanced_hindsight=balanced, **options)
+    pairs = task.demonstrations("hindsight", rng(), 3000)
+    counts[balanced] = collections.Counter(
+      problem.data["target"]
+      for problem, _ in pairs
+      if sorted(problem.data["numbers"]) == [2, 4]
+    )
+  assert set(counts[True]) == {2, 6, 8}
+  # 4 - 2 and 4 / 2 both make 2: two of its plays to one of each other.
+  plain = counts[False]
+  assert plain[2] / plain.total() == pytest.approx(0.5, abs=0.06)
+  assert max(counts[True].values()) - min(counts[True].values()) <= 1
+  # Both plays that make 2 are shown.
+  task = make_task("countdown", balanced_hindsight=True, **options)
+  ops = collections.Counter(
+    text.split(" ")[1]
+    for problem, text in task.demonstrations("hindsight", rng(1), 3000)
+    if sorted(problem.data["numbers"]) == [2, 4] and problem.data["target"] == 2
+  )
+  assert set(ops) == set("-/")
+  assert abs(ops["-"] / ops.total() - 0.5) < 5 * 0.5 / math.sqrt(ops.total())
+
+
+def test_the_first_of_balanced_hindsight_is_any_target():
+  task = make_task(
+    "countdown", num_numbers=2, min_number=2, max_number=4, min_target=2,
+    max_target=8, heldout=0.0, balanced_hindsight=True,
+  )  # fmt: skip
+  firsts = [
+    task.demonstrations("hindsight", rng(seed), 1)[0][0] for seed in range(900)
+  ]
+  targets = [
+    problem.data["target"]
+    for problem in firsts
+    if sorted(problem.data["numbers"]) == [2, 4]
+  ]
+  share = np.mean(np.equal(targets, 2))
+  assert abs(share - 1 / 3) < 4 * math.sqrt(2 / 9 / len(targets))
 
 
 FAILED = "3 + 7 = 10 (left: 2 10)\n10 + 2 = 12 (left: 12)"

@@ -116,6 +116,36 @@ def test_values_average_over_legal_steps():
   assert value > 0
 
 
+def test_canonical_steps():
+  steps = [
+    f"{a} {op} {b} = {result}"
+    for a, op, b, result, _ in numbers_game.legal_steps(
+      (3, 7, 3, 0), False, True
+    )
+  ]
+  assert sorted(steps) == sorted(
+    [f"7 {tail}" for tail in ("+ 3 = 10", "* 3 = 21", "- 3 = 4", "/ 3 = 7/3")]
+    * 2
+    + [f"3 {tail}" for tail in ("+ 3 = 6", "* 3 = 9", "- 3 = 0", "/ 3 = 1")]
+    + [f"7 {tail}" for tail in ("+ 0 = 7", "* 0 = 0", "- 0 = 7")]
+    + [f"3 {tail}" for tail in ("+ 0 = 3", "* 0 = 0", "- 0 = 3")] * 2
+  )
+  # The state of a search trace may hold what canonical play does not make.
+  steps = list(numbers_game.legal_steps((2, -4), False, True))
+  assert steps == [(2, "-", -4, 6, (6,))]
+
+
+def test_canonical_play_misses_some_solutions():
+  def ends(state):
+    if len(state) == 1:
+      yield state[0]
+    for *_, left in numbers_game.legal_steps(state, False, True):
+      yield from ends(left)
+
+  assert 24 not in ends((1, 3, 4, 6))  # 6 / (1 - 3 / 4)
+  assert 24 in ends((1, 1, 4, 6))
+
+
 def test_solutions_are_correct():
   for text in numbers_game.Solver(46).solutions([20, 13, 6]):
     assert numbers_text.check_text([20, 13, 6], 46, text).is_correct

@@ -72,28 +72,30 @@ def test_whole_values():
   np.testing.assert_array_equal(numbers_play.whole_values(ends), [[-1] * 4])
 
 
-def end_probabilities(state, integers_only):
+def end_probabilities(state, *law):
   """Distribution of the last number under the law, by exact recursion."""
   if len(state) == 1:
     return {state[0]: Fraction(1)}
-  steps = list(numbers_game.legal_steps(tuple(state), integers_only))
+  steps = list(numbers_game.legal_steps(tuple(state), *law))
   total = collections.defaultdict(Fraction)
   for *_, left in steps:
-    for end, share in end_probabilities(left, integers_only).items():
+    for end, share in end_probabilities(left, *law).items():
       total[end] += share / len(steps)
   return total
 
 
+@pytest.mark.parametrize("canonical", [False, True])
 @pytest.mark.parametrize("integers_only", [False, True])
-def test_random_plays_follow_the_uniform_law(integers_only):
+def test_random_plays_follow_the_uniform_law(integers_only, canonical):
   # Equal numbers: zero comes up, so illegal divisions have to be redrawn.
   start, n = (2, 2, 3), 20_000
   rng = np.random.default_rng(1)
-  texts, reached = numbers_play.random_plays(
-    rng, np.tile(start, (n, 1)), integers_only
+  plays = numbers_play.random_plays(
+    rng, np.tile(start, (n, 1)), integers_only, canonical
   )
+  texts, reached = plays.texts(), plays.whole_values()
   ends = collections.Counter(text.split("(left: ")[-1][:-1] for text in texts)
-  expected = end_probabilities(start, integers_only)
+  expected = end_probabilities(start, integers_only, canonical)
   assert set(ends) <= set(map(str, expected))
   for end, share in expected.items():
     sigma = math.sqrt(n * float(share) * (1 - float(share)))
@@ -107,10 +109,65 @@ def test_random_plays_follow_the_uniform_law(integers_only):
 def test_texts_of_random_plays_have_right_steps(integers_only):
   rng = np.random.default_rng(2)
   numbers = rng.integers(0, 10, (300, 4))
-  texts, _ = numbers_play.random_plays(rng, numbers, integers_only)
+  texts = numbers_play.random_plays(rng, numbers, integers_only).texts()
   for row, text in zip(numbers.tolist(), texts, strict=True):
     steps = list(numbers_text.judge_lines(row, None, text, integers_only))
     assert len(steps) == 3 and not any(step.reason for step in steps)
+
+
+@pytest.mark.parametrize("integers_only", [False, True])
+def test_canonical_plays_write_each_step_in_one_way(integers_only):
+  rng = np.random.default_rng(4)
+  numbers = rng.integers(0, 10, (300, 4))
+  plays = numbers_play.random_plays(rng, numbers, integers_only, True)
+  ops = collections.Counter()
+  for row, text in zip(numbers.tolist(), plays.texts(), strict=True):
+    steps = list(numbers_text.judge_lines(row, None, text, integers_only))
+    assert len(steps) == 3 and not any(step.reason for step in steps)
+    for line in text.split("\n"):
+      a, op, b, _, result, *_ = line.split(" ")
+      assert Fraction(a) >= Fraction(b) and Fraction(result) >= 0
+      ops[op] += 1
+  assert set(ops) == set("+-*/") and max(ops.values()) < 400
+
+
+def test_texts_are_those_of_the_rows_asked_for():
+  rng = np.random.default_rng(5)
+  plays = numbers_play.random_plays(rng, rng.integers(0, 10, (40, 3)), False)
+  rows = np.array([7, 3, 3, 39])
+  texts = plays.texts()
+  assert plays.texts(rows) == [texts[row] for row in rows]
+  assert plays.texts(rows[:0]) == []
+
+
+def test_one_play_per_end():
+  rng = np.random.default_rng(6)
+  sets = rng.integers(-1, 5, (50, 8))
+  sets[3] = -1  # a set that reaches nothing
+  picked = numbers_play.one_play_per_end(rng, sets.ravel(), 8)
+  owners = (picked // 8).tolist()
+  assert owners == sorted(owners)
+  found = list(zip(owners, sets.ravel()[picked].tolist(), strict=True))
+  assert len(set(found)) == len(found)
+  assert set(found) == {
+    (owner, end)
+    for owner, ends in enumerate(sets.tolist())
+    for end in ends
+    if end >= 0
+  }
+
+
+def test_one_play_per_end_is_in_random_order():
+  # One set after another: the first of each is not the likelier end.
+  ends = np.where(np.random.default_rng(0).random((4000, 8)) < 0.9, 1, 2)
+  ends[:, 7] = 2  # every set reaches both, or 2 alone
+  picked = numbers_play.one_play_per_end(
+    np.random.default_rng(1), ends.ravel(), 8
+  )
+  _, firsts = np.unique(picked // 8, return_index=True)
+  both = firsts[(ends == 1).any(axis=1)]
+  share = np.mean(ends.ravel()[picked[both]] == 1)
+  assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(len(both))
 
 
 def test_both_orders_of_a_sum_are_written():

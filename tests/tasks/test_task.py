@@ -25,8 +25,30 @@ def test_every_task_keeps_the_interface(name):
       assert all(made.judge_steps(problem, text)) or kind == "random_play"
       assert made.check(problem, text).answer is not None
       assert not text.endswith("\n")
+  _assert_consequences(made)
   # The way it travels to worker processes.
   assert copy.deepcopy(made) == made
+
+
+def _assert_consequences(made):
+  """What follows the mark in a line is a function of what precedes it."""
+  rng, tails, seen = np.random.default_rng(1), {}, []
+  for kind in made.demonstration_kinds:
+    for problem, text in made.demonstrations(kind, rng, 500):
+      # The prompt and the lines above count by the numbers left, so that many
+      # lines share what precedes them.
+      has_left = "(left: " in text
+      left = problem.prompt.split(" =")[0] if has_left else ""
+      for line in text.split("\n"):
+        head, mark, tail = line.partition(made.consequence_mark)
+        assert bool(mark) != line.startswith("back")
+        if len(set(left.split(" "))) < len(left.split(" ")):
+          tail = sorted(tail.split(" "))  # equal numbers: order is free
+        if mark:
+          seen.append((left, head) in tails)
+          assert tails.setdefault((left, head), tail) == tail
+        left = line.rpartition("(left: ")[2].rstrip(")") if has_left else ""
+  assert sum(seen) > 20
 
 
 @pytest.mark.parametrize(
@@ -39,6 +61,10 @@ def test_every_task_keeps_the_interface(name):
     ("countdown", {"num_numbers": 3.0}, "is not of type int"),
     ("countdown", {"num_numbers": True}, "is not of type int"),
     ("countdown", {"integers_only": 1}, "is not of type bool"),
+    ("countdown", {"canonical_play": 1}, "is not of type bool"),
+    ("countdown", {"balanced_hindsight": "yes"}, "is not of type bool"),
+    ("countdown", {"balanced_hindsigh": True}, "did you mean 'balanced_hinds"),
+    ("game24", {"canonical_play": True}, "unknown option of task game24"),
     ("game24", {"games_file": None}, "is not of type str"),
   ],
 )

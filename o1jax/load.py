@@ -1,0 +1,114 @@
+"""A trained policy with its task, from a run's workdir or a policy folder.
+
+`evaluate`, `solve`, `export` and notebooks begin here.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+import o1jax
+from o1jax import build
+from o1jax import config as config_lib
+from o1jax import mesh as mesh_lib
+from o1jax.checkpoint import Checkpoints
+from o1jax.learning import update
+from o1jax.learning.optimizer import make_optimizer
+from o1jax.policy import pretrained
+from o1jax.policy.tokenizer import Tokenizer
+from o1jax.solver import Policy
+from o1jax.tasks.task import Task
+
+DEFAULT = pathlib.Path(o1jax.__file__).parent / "assets" / "countdown"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A trained policy.
+
+  Attributes:
+    config: of the run that trained it.
+    task: its task.
+    policy: network, tokenizer and shapes.
+    params: on the mesh.
+    mesh: devices.
+    iteration: the iteration it is of.
+  """
+
+  config: Any
+  task: Task
+  policy: Policy
+  params: Any
+  mesh: Mesh
+  iteration: int
+
+
+def from_workdir(
+  workdir: pathlib.Path, iteration: int | None = None
+) -> Trained:
+  """The policy of a run, as it searched.
+
+  Args:
+    workdir: of the run.
+    iteration: one that was saved; None for the last, -1 for the best.
+
+  Raises:
+    UserError: no such run or iteration, or a damaged checkpoint.
+  """
+  config = config_lib.config_of_workdir(workdir)
+  mesh = build.start_devices(config)
+  task = build.task_of(config)
+  policy = build.policy_of(config, build.tokenizer_of(config, task, workdir))
+  checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+  with config_lib.user_input():
+    if iteration is None:
+      iteration = checkpoints.latest()
+    elif iteration == -1:
+      iteration = checkpoints.best()
+    if iteration is None:
+      raise ValueError(f"{workdir} holds no checkpoint yet: run o1jax.main")
+    optimizer = make_optimizer(
+      total_updates=build.total_updates(config), **config.learn.optimizer
+    )
+    params = policy.network.init(jax.random.key(config.seed))
+    target = update.make_state(params, optimizer, mesh)
+    state = checkpoints.restore(iteration, target).state
+  params = mesh_lib.replicate(state.average_params, mesh)
+  return Trained(config, task, policy, params, mesh, iteration)
+
+
+def from_folder(directory: pathlib.Path = DEFAULT) -> Trained:
+  """A policy that `o1jax.export` wrote; by default the one that ships.
+
+  Raises:
+    UserError: the folder holds no policy, or one that does not fit.
+  """
+  with config_lib.user_input():
+    card = pretrained.load_card(directory)
+    config = config_lib.from_dict(card["config"])
+    mesh = build.start_devices(config)
+    task = build.task_of(config)
+    tokenizer = Tokenizer.from_bytes(pretrained.load_tokenizer_model(directory))
+    policy = build.policy_of(config, tokenizer)
+    like = jax.eval_shape(policy.network.init, jax.random.key(0))
+    params = pretrained.load_params(directory, like)
+  params = mesh_lib.replicate(params, mesh)
+  return Trained(config, task, policy, params, mesh, card["iteration"])
+
+
+def from_path(path: str, iteration: int | None = None) -> Trained:
+  """A workdir or a policy folder; "" for the policy that ships."""
+  if not path:
+    return from_folder()
+  folder = pathlib.Path(path)
+  if (folder / pretrained.CARD).exists():
+    return from_folder(folder)
+  return from_workdir(folder, iteration)
+
+
+def saved_iterations(workdir: pathlib.Path) -> list[int]:
+  """Iterations of a run that have a checkpoint, ascending."""
+  return Checkpoints(workdir / "checkpoints", read_only=True).steps()

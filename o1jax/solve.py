@@ -1,0 +1,190 @@
+"""Solves one problem by tree search and shows how.
+
+  python -m o1jax.solve "3 7 2 = 13"
+  python -m o1jax.solve --workdir=runs/countdown --effort=high "5 6 11 = 49"
+
+Without --workdir the policy that ships with o1jax answers. The effort is the
+search's budget, in whole solutions' worth of tokens: low, medium, high, or a
+number. The checker only says at the end whether the answer is right, unless
+--reward=checker lets the search see it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import flags
+
+from o1jax import config as config_lib
+from o1jax import drawing, evaluation, load
+from o1jax import mesh as mesh_lib
+from o1jax.solver import Solver, tree_record
+from o1jax.tree_drawing import render_tree_text
+from o1jax.types import Verdict
+
+EFFORTS = {"low": 4, "medium": 16, "high": 64}
+
+WORKDIR = flags.DEFINE_string(
+  "workdir", "", "Run or policy folder; the policy that ships by default."
+)
+ITERATION = flags.DEFINE_integer("iteration", None, "A saved one of the run.")
+EFFORT = flags.DEFINE_string(
+  "effort", "medium", "low, medium, high or a number."
+)
+REWARD = flags.DEFINE_string("reward", "value", "value or checker.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the search.")
+COMPILATION_CACHE = flags.DEFINE_string(
+  "compilation_cache", "~/.cache/o1jax/jax", "Keeps compiled programs."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Solved:
+  """An answer and the search behind it.
+
+  Attributes:
+    text: the solution answered with; "" where the search finished none.
+    verdict: the checker's judgement of it.
+    tree: the search tree as plain JSON values.
+    cost: what the search spent.
+  """
+
+  text: str
+  verdict: Verdict
+  tree: dict[str, Any]
+  cost: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+  """A trained policy and the searches compiled for it so far."""
+
+  trained: load.Trained
+  solvers: dict[tuple[int, str], Solver] = dataclasses.field(
+    default_factory=dict
+  )
+
+  def solver(self, effort: int, reward: str) -> Solver:
+    """The search of an effort; compiled once."""
+    if (effort, reward) not in self.solvers:
+      trained, options = self.trained, self.trained.config.evaluation
+      self.solvers[effort, reward] = Solver(
+        trained.policy,
+        strategy="mcts",
+        batch_size=mesh_lib.batch_ways(trained.mesh),
+        mesh=trained.mesh,
+        task=trained.task,
+        reward=reward,
+        rule=options.rule,
+        temperature=options.temperature,
+        steps_from_host=True,
+        **evaluation.strategy_options(
+          "mcts",
+          effort,
+          trained.policy.lengths.num_steps,
+          options.num_candidates,
+        ),
+      )
+    return self.solvers[effort, reward]
+
+
+def load_default() -> Session:
+  """The policy that ships with o1jax."""
+  return Session(load.from_folder())
+
+
+def solve(
+  session: Session,
+  text: str,
+  *,
+  effort: str | int = "medium",
+  reward: str = "value",
+  seed: int = 0,
+  watch: Callable[[list[str]], None] | None = None,
+) -> Solved:
+  """Solves a problem.
+
+  Args:
+    session: a policy, as from `load_default`.
+    text: the problem as the task reads it, such as "3 7 2 = 13".
+    effort: "low", "medium", "high" or a number of solutions' worth of tokens.
+    reward: "value", or "checker" to let the search see the checker.
+    seed: of the search.
+    watch: called after every expansion with the texts that it reached.
+
+  Raises:
+    UserError: a malformed or unsolvable problem, or an unknown effort.
+  """
+  trained = session.trained
+  with config_lib.user_input():
+    problem = trained.task.parse(text)
+    solver = session.solver(solutions_worth(effort), reward)
+    (searched,) = solver(
+      trained.params, jax.random.key(seed), [problem], watch=watch
+    )
+  verdicts = {
+    s.node: trained.task.check(problem, s.text)
+    for s in searched.solutions
+    if s.is_finished
+  }
+  answer, verdict = "", Verdict(False, "no finished solution", None)
+  if searched.selected is not None:
+    chosen = searched.solutions[searched.selected]
+    answer = chosen.text
+    verdict = verdicts.get(chosen.node, evaluation.CUT_OFF)
+  is_correct = {node: v.is_correct for node, v in verdicts.items()}
+  record = tree_record(searched, is_correct, trained.iteration)
+  return Solved(answer, verdict, record, dict(searched.cost))
+
+
+def solutions_worth(effort: str | int) -> int:
+  """The budget of an effort, in solutions.
+
+  Raises:
+    ValueError: neither a known word nor a whole number above 0.
+  """
+  if effort in EFFORTS:
+    return EFFORTS[effort]
+  if not str(effort).isdecimal() or int(effort) < 1:
+    raise ValueError(
+      f"effort {effort!r} is none of {', '.join(EFFORTS)}, nor a number of "
+      "solutions"
+    )
+  return int(effort)
+
+
+def show_reached(texts: list[str]) -> None:
+  """Prints the newest step of every text that an expansion reached."""
+  for text in texts:
+    *before, newest = text.split("\n")
+    print("  " * len(before) + drawing.clean(newest), flush=True)
+
+
+def main(argv: list[str]) -> None:
+  """Reads the flags and solves."""
+  if len(argv) != 2:
+    raise config_lib.UserError(
+      'give one problem: python -m o1jax.solve "3 7 2 = 13"'
+    )
+  mesh_lib.enable_compilation_cache(COMPILATION_CACHE.value)
+  session = Session(load.from_path(WORKDIR.value, ITERATION.value))
+  print("steps, as the search proposes them:")
+  solved = solve(
+    session,
+    argv[1],
+    effort=EFFORT.value,
+    reward=REWARD.value,
+    seed=SEED.value,
+    watch=show_reached,
+  )
+  print("\ntree:")
+  print(render_tree_text(solved.tree))
+  print(f"\nanswer ({solved.verdict.reason}):")
+  print("\n".join(map(drawing.clean, solved.text.split("\n"))))
+  spent = ", ".join(f"{n} {v}" for n, v in solved.cost.items())
+  print(f"\n{spent}")
+
+
+if __name__ == "__main__":
+  config_lib.run(main)

@@ -1,0 +1,221 @@
+"""Every strategy through one battery."""
+
+import jax
+import numpy as np
+import pytest
+
+from o1jax.search.driver import (
+  run_batches_with_host,
+  run_on_device,
+  run_with_host,
+)
+from o1jax.search.strategies import make_strategy
+from o1jax.search.tree import NO_NODE, ROOT, UNEXPANDED
+from worlds import (
+  AHEAD,
+  SIMULATIONS,
+  TOKENS_PER_STEP,
+  dice_model,
+  problems,
+  random_graph,
+  rule_search,
+  table_model,
+  table_search,
+  with_noise,
+)
+
+ROOTS = np.array([3, 0, 11, 7, 20, 15, 31, 4])
+STRATEGIES = {
+  "puct": lambda: rule_search("puct"),
+  "uct": lambda: rule_search("uct"),
+  "gumbel": lambda: rule_search("gumbel"),
+  "ahead": lambda: rule_search("puct", **AHEAD),
+  "best_of_n": lambda: table_search(name="best_of_n"),
+}
+
+
+@pytest.fixture(params=STRATEGIES)
+def named_search(request):
+  """Name, strategy and program, in float64 like test_mcts.py."""
+  with jax.enable_x64(True):
+    yield request.param, *STRATEGIES[request.param]()
+
+
+def world():
+  return random_graph(4, terminal_rate=0.35, invalid_rate=0.2)
+
+
+def test_books_are_in_order(named_search):
+  name, strategy, search = named_search
+  params = with_noise(world(), 0)
+  state = search(params, jax.random.key(0), problems(ROOTS))
+  tree = jax.tree.map(np.asarray, state.tree)
+  assert np.all(strategy.is_done(state))
+  for row in range(len(ROOTS)):
+    num_nodes = int(tree.next_free[row])
+    expanded = np.flatnonzero(tree.first_child[row] != UNEXPANDED)
+    assert num_nodes == 1 + 4 * len(expanded)
+    assert not np.any(tree.num_visits[row][~tree.is_valid[row]])
+    assert not np.any(tree.is_terminal[row][expanded])
+    for node in expanded:
+      first = int(tree.first_child[row, node])
+      children = np.arange(first, first + 4)
+      np.testing.assert_array_equal(tree.parent[row, children], node)
+      below = int(np.sum(tree.num_visits[row, children]))
+      dead = not np.any(tree.is_valid[row, children])
+      if not dead and tree.num_visits[row, node]:
+        assert tree.num_visits[row, node] == 1 + below
+    simulations = int(state.cost.simulations[row])
+    assert tree.num_visits[row, ROOT] == 1 + simulations
+    if name == "best_of_n":
+      assert simulations == int(np.sum(tree.is_valid[row])) - 1
+    else:
+      assert simulations == SIMULATIONS
+    tokens = TOKENS_PER_STEP * (int(np.sum(tree.is_valid[row])) - 1)
+    assert int(state.cost.generated_tokens[row]) == tokens
+    assert int(state.cost.forward_tokens[row]) == tokens + 1
+    chosen = int(strategy.select(state)[row])
+    finished = tree.is_terminal[row] & tree.is_valid[row]
+    if not np.any(finished):
+      assert chosen == NO_NODE
+    else:
+      assert tree.reward[row, chosen] == np.max(tree.reward[row][finished])
+
+
+def test_a_batch_is_each_problem_alone(named_search):
+  _, _, search = named_search
+  params, key = with_noise(world(), 0), jax.random.key(5)
+  together = search(params, key, problems(ROOTS)).tree
+  for row in range(len(ROOTS)):
+    # Copies keep the shape, so that no other program is compiled.
+    alone = search(params, key, problems(np.full(8, ROOTS[row]))).tree
+    for whole, one in zip(
+      jax.tree.leaves(together), jax.tree.leaves(alone), strict=True
+    ):
+      np.testing.assert_array_equal(whole[row], one[2])
+
+
+def test_draws_derive_from_the_seed_and_the_path():
+  batch = problems(np.zeros(3), seeds=[5, 6, 5])
+  trees = {}
+  for num_leaves in (1, 3):
+    strategy = make_strategy(
+      "mcts",
+      dice_model(3),
+      num_simulations=16,
+      capacity=1 + 3 * 40,
+      num_parallel_leaves=num_leaves,
+      rule="gumbel",
+    )
+    search = run_on_device(strategy)
+    tree = search(None, jax.random.key(1), batch).tree
+    again = search(None, jax.random.key(1), batch).tree
+    other = search(None, jax.random.key(2), batch).tree
+    np.testing.assert_array_equal(tree.value, again.value)
+    np.testing.assert_array_equal(tree.value[0], tree.value[2])
+    assert np.all(np.asarray(tree.value[0, 1:4] != tree.value[1, 1:4]))
+    assert np.all(np.asarray(tree.value[0, 1:4] != other.value[0, 1:4]))
+    trees[num_leaves] = tree
+  # Looking ahead numbers the nodes otherwise and draws the same.
+  np.testing.assert_array_equal(
+    np.sort(np.asarray(trees[1].num_visits)[:, :4]),
+    np.sort(np.asarray(trees[3].num_visits)[:, :4]),
+  )
+  values = np.asarray(trees[1].value[0])[np.asarray(trees[1].num_visits[0]) > 0]
+  assert set(values) <= set(np.asarray(trees[3].value[0]))
+
+
+def test_the_host_steps_to_the_same_trees():
+  with jax.enable_x64(True):
+    strategy, search = rule_search("puct", **AHEAD)
+    params, key = with_noise(world(), 0), jax.random.key(0)
+    batches = [problems(ROOTS), problems(ROOTS + 8)]
+    expected = [search(params, key, batch) for batch in batches]
+
+    def outcome_fn(state):
+      return np.asarray(state.expansion.outcome)
+
+    states = run_batches_with_host(strategy, outcome_fn)(
+      params, [key, key], batches
+    )
+    for state, device in zip(states, expected, strict=True):
+      assert state.expansion is None
+      state = state.replace(tree_keys=None)
+      device = device.replace(tree_keys=None)
+      jax.tree.map(np.testing.assert_array_equal, state, device)
+
+
+def test_one_trace_per_program():
+  model = table_model(4)
+  traces = []
+
+  def step_fn(*args):
+    traces.append(1)
+    return model.step_fn(*args)
+
+  strategy = make_strategy("best_of_n", model._replace(step_fn=step_fn))
+  search = run_with_host(strategy, lambda state: None)
+  for seed in range(2):
+    search(world().params, jax.random.key(seed), problems(ROOTS))
+  assert len(traces) == 1
+  whole = run_on_device(strategy)
+  for seed in range(2):
+    whole(world().params, jax.random.key(seed), problems(ROOTS))
+  assert len(traces) == 2
+
+
+def test_best_of_n_chooses_the_best_finished_solution():
+  graph = world()
+  strategy, search = table_search(name="best_of_n")
+  state = search(graph.params, jax.random.key(0), problems(ROOTS))
+  for row, root in enumerate(ROOTS):
+    scores = np.where(
+      graph.is_terminal[root] & graph.is_valid[root],
+      graph.outcome[root],
+      -np.inf,
+    )
+    best = 1 + int(np.argmax(scores)) if np.any(scores > -np.inf) else NO_NODE
+    assert int(strategy.select(state)[row]) == best
+  means = [
+    np.mean(
+      [
+        graph.root_value[root],
+        *np.where(
+          graph.is_terminal[root], graph.outcome[root], graph.value[root]
+        )[graph.is_valid[root]],
+      ]
+    )
+    for root in ROOTS
+  ]
+  np.testing.assert_allclose(state.tree.mean_value[:, ROOT], means, rtol=1e-5)
+
+
+def test_greedy_takes_one_candidate():
+  assert make_strategy("greedy", table_model(1)).name == "greedy"
+  with pytest.raises(ValueError, match="greedy takes a step model with 1"):
+    make_strategy("greedy", table_model(2))
+
+
+@pytest.mark.parametrize(
+  "name, options, message",
+  [
+    ("mtcs", {}, "unknown strategy 'mtcs'; did you mean 'mcts'?"),
+    ("zzz", {}, "unknown strategy 'zzz' .there are: best_of_n"),
+    (
+      "mcts",
+      {"num_simulation": 3},
+      "unknown option of strategy 'mcts' 'num_simulation'; did you mean",
+    ),
+    ("best_of_n", {"num_simulations": 3}, "unknown option of strategy"),
+  ],
+)
+def test_unknown_names_say_what_comes_nearest(name, options, message):
+  with pytest.raises(ValueError, match=message):
+    make_strategy(name, table_model(2), **options)
+
+
+def test_numbers_of_batches_and_keys_agree():
+  strategy, _ = table_search(name="best_of_n")
+  search = run_batches_with_host(strategy, lambda state: None)
+  with pytest.raises(ValueError, match="1 batches with 0 keys"):
+    search(None, [], [problems(ROOTS)])
