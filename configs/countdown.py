@@ -9,7 +9,7 @@ def get_config(arg=None):
     raise ValueError(f"unknown argument {arg!r}: the only one is smoke")
   config = ConfigDict()
   config.seed = 0  # everything random derives from it
-  config.num_iterations = 40  # of search and learning
+  config.num_iterations = 48  # of search and learning
 
   config.task = ConfigDict()
   config.task.name = "countdown"  # countdown, game24 or arithmetic
@@ -19,8 +19,10 @@ def get_config(arg=None):
   config.task.options.max_number = 20
   config.task.options.min_target = 10
   config.task.options.max_target = 99
-  config.task.options.integers_only = False  # True: no fractions, no negatives
-  config.task.options.heldout = 0.1  # share of number multisets held out
+  config.task.options.integers_only = True  # no fractions, nothing negative
+  config.task.options.canonical_play = True  # larger operand first, in play
+  config.task.options.balanced_hindsight = True  # each target once a play's set
+  config.task.options.heldout = 0.06  # share of number multisets held out
   config.task.options.heldout_targets = 0.0  # share of targets held out
   config.task.options.heldout_seed = 0
 
@@ -31,18 +33,20 @@ def get_config(arg=None):
 
   config.lengths = ConfigDict()
   config.lengths.prompt_tokens = 8  # longest prompt
-  config.lengths.step_tokens = 16  # longest step, its end included
+  config.lengths.step_tokens = 12  # longest step, its end included
   config.lengths.num_steps = 2  # steps of a solution
-  config.lengths.row_tokens = 38  # longest row to learn from
+  config.lengths.row_tokens = 30  # longest row to learn from
 
   config.network = ConfigDict()
-  config.network.num_layers = 2
+  config.network.num_layers = 3
   config.network.width = 96
   config.network.num_heads = 4
   config.network.num_kv_heads = 4
   config.network.head_width = 24
   config.network.ffn_width = 256
   config.network.value_hidden_width = 64  # hidden units of the value head
+  config.network.rope_base = 100.0  # short rows: positions stay apart
+  config.network.tied_embeddings = True  # the embedding is the policy head too
   config.network.number_features = True  # embeddings start from number values
 
   config.mesh = ConfigDict()
@@ -53,11 +57,11 @@ def get_config(arg=None):
 
   config.initialize = ConfigDict()
   config.initialize.num_iterations = 4
-  config.initialize.num_updates = 100  # in each
+  config.initialize.num_updates = 400  # in each
   config.initialize.rows = (
     ConfigDict()
   )  # of a batch, by kind; see o1jax/rows.py
-  config.initialize.rows.random_play = 256
+  config.initialize.rows.random_play = 64
 
   config.search = ConfigDict()
   config.search.strategy = "mcts"  # mcts, best_of_n, majority_vote or greedy
@@ -80,27 +84,28 @@ def get_config(arg=None):
   config.search.memory = "tree"  # tree (shared keys and values) or tokens
 
   config.learn = ConfigDict()
-  config.learn.num_updates = 80  # an iteration
-  config.learn.num_microbatches = 4  # groups of rows, on each device
+  config.learn.num_updates = 200  # an iteration
+  config.learn.updates_per_call = 20  # of the compiled program
+  config.learn.num_microbatches = 1  # groups of rows, on each device
   config.learn.value_coefficient = 0.5  # of the value loss
   config.learn.average_decay = 0.99  # of the parameters that search
   config.learn.rows = ConfigDict()  # of a batch, by kind
-  config.learn.rows.search = 32
-  config.learn.rows.expert = 32
-  config.learn.rows.hindsight = 32
-  config.learn.rows.hindsight_play = 128
-  config.learn.rows.random_play = 16
-  config.learn.rows.value = 64
+  config.learn.rows.search = 4
+  config.learn.rows.expert = 2
+  config.learn.rows.hindsight = 4
+  config.learn.rows.hindsight_play = 38
+  config.learn.rows.consequences = 8
+  config.learn.rows.value = 8
   config.learn.optimizer = ConfigDict()
   config.learn.optimizer.name = "adamw"  # adamw or lion
   config.learn.optimizer.learning_rate = 3e-3
   config.learn.optimizer.warmup_updates = 100
   config.learn.optimizer.schedule = "cosine"  # constant, linear or cosine
   config.learn.optimizer.end_fraction = 0.01  # last rate / highest rate
-  config.learn.optimizer.weight_decay = 0.01
+  config.learn.optimizer.weight_decay = 0.1
   config.learn.optimizer.clip_norm = 1.0
   config.learn.optimizer.b1 = 0.9
-  config.learn.optimizer.b2 = 0.98
+  config.learn.optimizer.b2 = 0.99
 
   config.experience = ConfigDict()
   config.experience.max_search = 20_000  # solutions kept
@@ -112,7 +117,7 @@ def get_config(arg=None):
   config.evaluation = ConfigDict()
   config.evaluation.num_problems = 512  # held out
   config.evaluation.batch_size = 512  # searched at a time
-  config.evaluation.interval = 10  # iterations between comparisons
+  config.evaluation.interval = 13  # iterations between comparisons
   config.evaluation.strategies = ("majority_vote", "best_of_n", "mcts")
   config.evaluation.efforts = (8,)  # budgets, in solutions' worth of tokens
   config.evaluation.num_candidates = 4  # of tree search
@@ -122,7 +127,7 @@ def get_config(arg=None):
 
   config.checkpoint = ConfigDict()
   config.checkpoint.interval = 1  # iterations
-  config.checkpoint.keep_every = 10  # besides the last and the best
+  config.checkpoint.keep_every = 13  # besides the last and the best
   config.checkpoint.num_samples = 50  # solutions written an iteration
 
   if arg == "smoke":
@@ -130,6 +135,7 @@ def get_config(arg=None):
     config.initialize.num_iterations = 2
     config.initialize.num_updates = 10
     config.learn.num_updates = 5
+    config.learn.updates_per_call = 5
     config.learn.optimizer.warmup_updates = 5
     config.evaluation.num_problems = 32
     config.evaluation.batch_size = 32

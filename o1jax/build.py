@@ -141,6 +141,13 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
       ("learn.rows", config.learn.rows),
     ):
       _check_rows(rows.check_mix(mix, task, name), name, config, mesh)
+    for name in ("initialize", "learn"):
+      count, calls = config[name].num_updates, config.learn.updates_per_call
+      if count % calls:
+        raise ValueError(
+          f"{name}.num_updates={count} is not a multiple of "
+          f"learn.updates_per_call={calls}"
+        )
     search = config.search.to_dict()
     search.pop("num_problems")
     mesh_lib.check_divides("search.batch_size", search["batch_size"], mesh)

@@ -7,6 +7,8 @@ to evaluation.jsonl in the workdir, and into its report.
 """
 
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -15,31 +17,34 @@ from o1jax import build, evaluation, iterate, load, metrics, report
 from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-EFFORTS = flags.DEFINE_list("efforts", ["4", "16", "64"], "Token budgets.")
-STRATEGIES = flags.DEFINE_list(
-  "strategies",
-  ["greedy", "majority_vote", "best_of_n", "mcts"],
-  "What to compare.",
-)
-ITERATIONS = flags.DEFINE_list(
-  "iterations", [], "Saved iterations, or all; the last by default."
-)
-NUM_PROBLEMS = flags.DEFINE_integer("num_problems", 512, "Held out.")
-COMPILATION_CACHE = flags.DEFINE_string(
-  "compilation_cache", "~/.cache/o1jax/jax", "Keeps compiled programs."
-)
+
+def define_flags() -> None:
+  """Defines what the command line takes; `main` reads it."""
+  flags.DEFINE_string("workdir", None, "Folder of the run.")
+  flags.DEFINE_list("efforts", ["4", "16", "64"], "Token budgets.")
+  flags.DEFINE_list(
+    "strategies",
+    ["greedy", "majority_vote", "best_of_n", "mcts"],
+    "What to compare.",
+  )
+  flags.DEFINE_list(
+    "iterations", [], "Saved iterations, or all; the last by default."
+  )
+  flags.DEFINE_integer("num_problems", 512, "Held out.")
+  flags.DEFINE_string(
+    "compilation_cache", "~/.cache/o1jax/jax", "Keeps compiled programs."
+  )
 
 
 def main(argv: list[str]) -> None:
   """Reads the flags and evaluates."""
   if len(argv) > 1:
     raise config_lib.UserError(f"unknown argument {argv[1]!r}")
-  if WORKDIR.value is None:
+  if flags.FLAGS.workdir is None:
     raise config_lib.UserError("--workdir is missing: --workdir=runs/countdown")
-  workdir = pathlib.Path(WORKDIR.value)
-  efforts = [_whole(text, "efforts") for text in EFFORTS.value]
-  mesh_lib.enable_compilation_cache(COMPILATION_CACHE.value)
+  workdir = pathlib.Path(flags.FLAGS.workdir)
+  efforts = [_whole(text, "efforts") for text in flags.FLAGS.efforts]
+  mesh_lib.enable_compilation_cache(flags.FLAGS.compilation_cache)
   evaluator = None
   for iteration in _iterations(workdir):
     trained = load.from_workdir(workdir, iteration)
@@ -48,17 +53,29 @@ def main(argv: list[str]) -> None:
       evaluator = build.evaluator_of(
         trained.config, trained.policy, trained.task, trained.mesh
       )
-    rows = measure(trained, evaluator, STRATEGIES.value, efforts)
+    rows = measure(
+      trained,
+      evaluator,
+      flags.FLAGS.strategies,
+      efforts,
+      flags.FLAGS.num_problems,
+    )
     iterate.save_evaluation(workdir, rows)
-    print(f"iteration {trained.iteration}, {NUM_PROBLEMS.value} problems")
+    print(f"iteration {trained.iteration}, {flags.FLAGS.num_problems} problems")
     print(evaluation.format_rows(rows), flush=True)
   report.write_report(workdir)
 
 
-def measure(trained, evaluator, strategies, efforts) -> list[dict]:
+def measure(
+  trained: load.Trained,
+  evaluator: evaluation.Evaluator,
+  strategies: Sequence[str],
+  efforts: Sequence[int],
+  num_problems: int,
+) -> list[dict[str, Any]]:
   """Rows of every strategy at every effort; greedy has but one."""
   with config_lib.user_input():
-    problems = trained.task.heldout_problems(NUM_PROBLEMS.value)
+    problems = trained.task.heldout_problems(num_problems)
     cells = [
       (strategy, effort)
       for strategy in strategies
@@ -75,9 +92,10 @@ def measure(trained, evaluator, strategies, efforts) -> list[dict]:
 
 
 def _iterations(workdir: pathlib.Path) -> list[int | None]:
-  if ITERATIONS.value == ["all"]:
+  given = flags.FLAGS.iterations
+  if given == ["all"]:
     return load.saved_iterations(workdir)
-  return [_whole(text, "iterations") for text in ITERATIONS.value] or [None]
+  return [_whole(text, "iterations") for text in given] or [None]
 
 
 def _whole(text: str, name: str) -> int:
@@ -87,4 +105,5 @@ def _whole(text: str, name: str) -> int:
 
 
 if __name__ == "__main__":
+  define_flags()
   config_lib.run(main)

@@ -312,16 +312,6 @@ def make_learner_batch(
   return batch, len(entries) - len(kept)
 
 
-def concatenate(batches: Sequence[LearnerBatch]) -> LearnerBatch:
-  """Joins batches of one length T to one, `[B1 + B2 + ..., T]`."""
-  return _join(np.concatenate, batches)
-
-
-def stack(batches: Sequence[LearnerBatch]) -> LearnerBatch:
-  """Stacks batches of one shape to `[K, B, T]`, for `make_updates`."""
-  return _join(np.stack, batches)
-
-
 def _problem_values(problem):
   return [problem.id, problem.task, problem.prompt, dict(problem.data)]
 
@@ -333,13 +323,6 @@ def _to_bytes(rows):
 
 def _from_bytes(array):
   return json.loads(np.asarray(array).tobytes().decode("ascii"))
-
-
-def _join(join_fn, batches):
-  names = [field.name for field in dataclasses.fields(LearnerBatch)]
-  return LearnerBatch(
-    **{name: join_fn([getattr(b, name) for b in batches]) for name in names}
-  )
 
 
 def _check_choice(name, value, choices):

@@ -86,7 +86,7 @@ def run(
   mesh = build.start_devices(config)
   config_lib.open_workdir(workdir, config)
   parts = build.build(config, workdir, mesh)
-  update_fn = make_update(config, parts)
+  update_fn = make_updates(config, parts)
   writer = RunWriter(workdir, config)
   state, experience, first = restore(config, parts, writer)
   num_initial = config.initialize.num_iterations
@@ -107,7 +107,9 @@ def run(
         values["search_seconds"] = clock.lap()
         maker, count = parts.learn_rows, config.learn.num_updates
       rng = stream(config, iteration, ROWS)
-      state, learned = learn(update_fn, state, maker, experience, rng, count)
+      state, learned = learn(
+        config, update_fn, state, maker, experience, rng, count
+      )
       learned["learn_seconds"] = clock.lap()
       rows = evaluate(config, parts, state, evaluation_key, iteration, last)
       values |= learned | flatten_rows(rows)
@@ -124,13 +126,13 @@ def run(
   return state
 
 
-def make_update(config: Any, parts: Parts) -> Any:
-  """The jitted update of the run; see `learning.update`."""
+def make_updates(config: Any, parts: Parts) -> Any:
+  """The jitted updates of the run; see `learning.update.make_updates`."""
 
   def log_probs_fn(params, tokens, lengths):
     return next_token_log_probs(parts.policy.network, params, tokens, lengths)
 
-  return update.make_update(
+  return update.make_updates(
     log_probs_fn,
     parts.optimizer,
     num_microbatches=config.learn.num_microbatches,
@@ -268,16 +270,18 @@ def search_metrics(
 
 
 def learn(
+  config: Any,
   update_fn: Any,
   state: update.TrainState,
   maker: RowMaker,
   experience: Experience,
   rng: np.random.Generator,
-  count: int,
+  num_updates: int,
 ) -> tuple[update.TrainState, dict[str, float]]:
-  """Makes `count` updates.
+  """Makes `num_updates` updates, some in each call of the program.
 
-  Batches are made while the device works: nothing is read back before the end.
+  The next rows are made while the device works: nothing is read back before
+  the end.
 
   Returns:
     The new state, and the means of the updates' metrics.
@@ -285,10 +289,11 @@ def learn(
   Raises:
     FloatingPointError: a gradient was not finite.
   """
+  per_call = config.learn.updates_per_call
   history, dropped = [], 0
-  for _ in range(count):
-    batch, num_dropped = maker.batch(rng, experience)
-    state, numbers = update_fn(state, batch)
+  for _ in range(num_updates // per_call):
+    batches, num_dropped = maker.batches(rng, experience, per_call)
+    state, numbers = update_fn(state, batches)
     history.append(numbers)
     dropped += num_dropped
   history = jax.device_get(history)

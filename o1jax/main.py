@@ -12,26 +12,30 @@ from absl import flags
 from o1jax import config as config_lib
 from o1jax import iterate, mesh
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-PROFILE = flags.DEFINE_bool("profile", False, "Write a profiler trace.")
-COMPILATION_CACHE = flags.DEFINE_string(
-  "compilation_cache", "~/.cache/o1jax/jax", "Keeps compiled programs."
-)
+
+def define_flags() -> None:
+  """Defines what the command line takes; `main` reads it."""
+  config_lib.define_config_flag()
+  flags.DEFINE_string("workdir", None, "Folder of the run.")
+  flags.DEFINE_bool("profile", False, "Write a profiler trace.")
+  flags.DEFINE_string(
+    "compilation_cache", "~/.cache/o1jax/jax", "Keeps compiled programs."
+  )
 
 
 def main(argv: list[str]) -> None:
   """Reads the flags and runs."""
   if len(argv) > 1:
     raise config_lib.UserError(f"unknown argument {argv[1]!r}")
-  if WORKDIR.value is None:
+  if flags.FLAGS.workdir is None:
     raise config_lib.UserError("--workdir is missing: --workdir=runs/countdown")
   config = config_lib.load_flag_config()
   mesh.keep_freed_memory()
-  mesh.enable_compilation_cache(COMPILATION_CACHE.value)
-  iterate.run(config, WORKDIR.value, profile=PROFILE.value)
-  print(f"report: {WORKDIR.value}/report.html")
+  mesh.enable_compilation_cache(flags.FLAGS.compilation_cache)
+  iterate.run(config, flags.FLAGS.workdir, profile=flags.FLAGS.profile)
+  print(f"report: {flags.FLAGS.workdir}/report.html")
 
 
 if __name__ == "__main__":
-  config_lib.define_config_flag()
+  define_flags()
   config_lib.run(main)

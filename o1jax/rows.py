@@ -19,9 +19,10 @@ written by the task (demonstrations), some are what searches found
 
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 
-from o1jax.experience import Experience, concatenate, make_learner_batch
+from o1jax.experience import Experience, make_learner_batch
 from o1jax.solver import Policy
 from o1jax.tasks.task import Task
 from o1jax.types import LearnerBatch, Problem, ScoredSolution
@@ -99,22 +100,31 @@ class RowMaker:
     self._mix = {kind: count for kind, count in mix.items() if count}
     self._prompts: dict[str, np.ndarray] = {}
 
-  def batch(
-    self, rng: np.random.Generator, experience: Experience | None = None
+  def batches(
+    self,
+    rng: np.random.Generator,
+    experience: Experience,
+    num_batches: int,
   ) -> tuple[LearnerBatch, int]:
-    """One batch, and the number of rows dropped because they are too long.
+    """Batches `[K, B, T]`, and the number of rows dropped as too long.
 
     Kinds come in the order of the mix, so that equal generators give equal
     batches. Rows of a pool that is still empty are left empty.
     """
-    parts = [
-      self._demonstrations(rng, kind, count)
-      if kind in DEMONSTRATIONS
-      else self._pool_rows(rng, experience, kind, count)
-      for kind, count in self._mix.items()
-    ]
-    batches, dropped = zip(*parts, strict=True)
-    return concatenate(batches), sum(dropped)
+    parts, num_dropped = [], 0
+    for kind, count in self._mix.items():
+      if kind in DEMONSTRATIONS:
+        rows, dropped = self._demonstrations(rng, kind, num_batches * count)
+      else:
+        rows, dropped = self._pool_rows(
+          rng, experience, kind, num_batches * count
+        )
+      parts.append(
+        jax.tree.map(lambda x: x.reshape(num_batches, -1, *x.shape[1:]), rows)
+      )
+      num_dropped += dropped
+    joined = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
+    return joined, num_dropped
 
   def _demonstrations(self, rng, kind, count):
     pairs = self._task.demonstrations(DEMONSTRATIONS[kind], rng, count)
@@ -148,7 +158,7 @@ class RowMaker:
 
   def _pool_rows(self, rng, experience, kind, count):
     pool, policy_weights, value_positions = POOLS[kind]
-    if experience is None or not experience.pool(pool):
+    if not experience.pool(pool):
       return self._empty(count), 0
     entries = experience.sample(rng, count, pool)
     prompts = [self._prompt(entry.problem) for entry in entries]

@@ -25,19 +25,6 @@ from o1jax.types import Verdict
 
 EFFORTS = {"low": 4, "medium": 16, "high": 64}
 
-WORKDIR = flags.DEFINE_string(
-  "workdir", "", "Run or policy folder; the policy that ships by default."
-)
-ITERATION = flags.DEFINE_integer("iteration", None, "A saved one of the run.")
-EFFORT = flags.DEFINE_string(
-  "effort", "medium", "low, medium, high or a number."
-)
-REWARD = flags.DEFINE_string("reward", "value", "value or checker.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the search.")
-COMPILATION_CACHE = flags.DEFINE_string(
-  "compilation_cache", "~/.cache/o1jax/jax", "Keeps compiled programs."
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Solved:
@@ -161,21 +148,35 @@ def show_reached(texts: list[str]) -> None:
     print("  " * len(before) + drawing.clean(newest), flush=True)
 
 
+def define_flags() -> None:
+  """Defines what the command line takes; `main` reads it."""
+  flags.DEFINE_string(
+    "workdir", "", "Run or policy folder; the policy that ships by default."
+  )
+  flags.DEFINE_integer("iteration", None, "A saved one of the run.")
+  flags.DEFINE_string("effort", "medium", "low, medium, high or a number.")
+  flags.DEFINE_string("reward", "value", "value or checker.")
+  flags.DEFINE_integer("seed", 0, "Of the search.")
+  flags.DEFINE_string(
+    "compilation_cache", "~/.cache/o1jax/jax", "Keeps compiled programs."
+  )
+
+
 def main(argv: list[str]) -> None:
   """Reads the flags and solves."""
   if len(argv) != 2:
     raise config_lib.UserError(
       'give one problem: python -m o1jax.solve "3 7 2 = 13"'
     )
-  mesh_lib.enable_compilation_cache(COMPILATION_CACHE.value)
-  session = Session(load.from_path(WORKDIR.value, ITERATION.value))
+  mesh_lib.enable_compilation_cache(flags.FLAGS.compilation_cache)
+  session = Session(load.from_path(flags.FLAGS.workdir, flags.FLAGS.iteration))
   print("steps, as the search proposes them:")
   solved = solve(
     session,
     argv[1],
-    effort=EFFORT.value,
-    reward=REWARD.value,
-    seed=SEED.value,
+    effort=flags.FLAGS.effort,
+    reward=flags.FLAGS.reward,
+    seed=flags.FLAGS.seed,
     watch=show_reached,
   )
   print("\ntree:")
@@ -187,4 +188,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  define_flags()
   config_lib.run(main)

@@ -533,8 +533,8 @@ def _children_tokens(state: contracts.SearchState, *, max_depth: int):
 
   Returns:
     tokens and mask `[B, W, A, R * S]` of the way from the root; which
-    candidates are valid and new, and which of these are finished `[B, W, A]`; rollouts `[B, W, A, M, T]`; and which
-    candidates have rollouts `[B, W, A]`.
+    candidates are valid and new, and which of these are finished, `[B, W, A]`
+    each; rollouts `[B, W, A, M, T]`; and which candidates have rollouts.
   """
   store, expansion = state.node_state, state.expansion
   trees, leaves, candidates = expansion.is_valid.shape

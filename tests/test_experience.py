@@ -282,18 +282,3 @@ def test_bad_rows_are_refused():
     make_rows([prompt], [entry], policy_weights="one")
   with pytest.raises(ValueError, match="value_positions='step' is unknown"):
     make_rows([prompt], [entry], value_positions="step")
-
-
-def test_batches_join_along_rows_and_stack_along_updates():
-  prompt = np.ones(2, np.int32)
-  batches = [
-    make_rows([prompt], [make_entry("p", "abc", seed=seed)])[0]
-    for seed in range(3)
-  ]
-  joined = experiences.concatenate(batches)
-  stacked = experiences.stack(batches)
-  assert joined.tokens.shape == (3, 6) and joined.lengths.shape == (3,)
-  assert stacked.tokens.shape == (3, 1, 6) and stacked.lengths.shape == (3, 1)
-  for i, batch in enumerate(batches):
-    np.testing.assert_array_equal(joined.tokens[i], batch.tokens[0])
-    np.testing.assert_array_equal(stacked.value_targets[i], batch.value_targets)

@@ -22,9 +22,9 @@ FLOORS = (
   "types mesh metrics checkpoint config jsonl records drawing",
   "tasks policy reward search learning experience",
   "step_model",
-  "initialize solver evaluation report tree_drawing rows build",
+  "initialize solver evaluation report tree_drawing rows build load",
   "iterate",
-  "main evaluate solve",
+  "main evaluate solve export",
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 

@@ -163,20 +163,6 @@ def drawn_tree() -> World:
   )
 
 
-def bandit(outcomes: np.ndarray) -> World:
-  """One state whose A candidates all finish, with the given outcomes `[A]`."""
-  outcomes = np.asarray(outcomes, np.float32)[None]
-  return World(
-    root_value=np.full((1,), 0.5, np.float32),
-    child=np.zeros(outcomes.shape, np.int32),
-    prior_logits=np.zeros(outcomes.shape, np.float32),
-    value=np.zeros(outcomes.shape, np.float32),
-    outcome=outcomes,
-    is_terminal=np.ones(outcomes.shape, bool),
-    is_valid=np.ones(outcomes.shape, bool),
-  )
-
-
 def arithmetic_game(games: list[tuple[tuple[int, ...], int]]) -> World:
   """Three numbers and a target, enumerated: the i-th game starts at state i.
 

@@ -14,6 +14,7 @@ segment at most, is cut back.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,32 +111,6 @@ def make_generate(
   find_stop = _make_find_stop(stops, pieces) if stops else None
   first_capacity = min(segment, max_new_tokens)
 
-  @jax.jit
-  def begin(params, keys, tokens, lengths):
-    prefix, last = prefix_from_prompt(network, params, tokens, lengths)
-    cache = make_cache(prefix, num_rows=num_rows, capacity=first_capacity)
-    rows = (tokens.shape[0], num_rows)
-    hidden = jnp.broadcast_to(last[:, None], (*rows, last.shape[-1]))
-    alive = jnp.ones(rows, bool)
-    state = start_rows(cache, hidden, alive, max_new_tokens, pad_id)
-    return state, row_uniforms(keys, max_new_tokens)
-
-  @jax.jit
-  def advance(params, state, uniforms, next_positions, controls, end, least):
-    return run_rows(
-      network,
-      params,
-      state,
-      uniforms,
-      next_positions,
-      end=end,
-      stop_ids=(),
-      eos_id=eos_id,
-      pad_id=pad_id,
-      controls=controls,
-      min_alive=least,
-    )
-
   def generate(params, keys, tokens, lengths, controls):
     if keys.shape != (tokens.shape[0], num_rows):
       raise ValueError(
@@ -143,7 +118,16 @@ def make_generate(
         f"{num_rows} rows: give one key per row"
       )
     batch = tokens.shape[0]
-    state, uniforms = begin(params, keys, tokens, lengths)
+    state, uniforms = _begin(
+      network,
+      params,
+      keys,
+      tokens,
+      lengths,
+      pad_id,
+      first_capacity,
+      max_new_tokens,
+    )
     run = _Run(
       state,
       uniforms,
@@ -157,14 +141,17 @@ def make_generate(
       capacity = run.state.cache.capacity
       rows = run.row.size
       least = rows // 2 + 1 if can_shrink and rows > SMALLEST else 1
-      run.state = advance(
+      run.state = _advance(
+        network,
         params,
         run.state,
         run.uniforms,
         run.next_positions,
-        controls,
         capacity,
+        controls,
         least,
+        eos_id,
+        pad_id,
       )
       alive = _still_alive(run, find_stop)
       index = int(run.state.index)
@@ -182,6 +169,52 @@ def make_generate(
     return _finish(result, find_stop, pad_id)
 
   return generate
+
+
+# Programs of the module, not of a generator: two generators of one network
+# that differ in what stops a row share what is compiled.
+
+
+@functools.partial(
+  jax.jit, static_argnames=("network", "pad_id", "capacity", "max_new_tokens")
+)
+def _begin(
+  network, params, keys, tokens, lengths, pad_id, capacity, max_new_tokens
+):
+  prefix, last = prefix_from_prompt(network, params, tokens, lengths)
+  cache = make_cache(prefix, num_rows=keys.shape[1], capacity=capacity)
+  hidden = jnp.broadcast_to(last[:, None], (*keys.shape, last.shape[-1]))
+  alive = jnp.ones(keys.shape, bool)
+  state = start_rows(cache, hidden, alive, max_new_tokens, pad_id)
+  return state, row_uniforms(keys, max_new_tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "eos_id", "pad_id"))
+def _advance(
+  network,
+  params,
+  state,
+  uniforms,
+  next_positions,
+  end,
+  controls,
+  min_alive,
+  eos_id,
+  pad_id,
+):
+  return run_rows(
+    network,
+    params,
+    state,
+    uniforms,
+    next_positions,
+    end=end,
+    stop_ids=(),
+    eos_id=eos_id,
+    pad_id=pad_id,
+    controls=controls,
+    min_alive=min_alive,
+  )
 
 
 _grow = jax.jit(grow, static_argnums=1)

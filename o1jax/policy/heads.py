@@ -20,7 +20,7 @@ class PolicyHead(nn.Module):
     if c.tied_embeddings:
       kernel, axis = embedding, 1
     else:
-      start = nn.initializers.normal(c.width**-0.5)
+      start = nn.initializers.constant(c.width**-0.5)
       shape = (c.width, c.vocab_size)
       kernel, axis = self.param("kernel", start, shape, jnp.float32), 0
     logits = jax.lax.dot_general(
@@ -44,6 +44,8 @@ class ValueHead(nn.Module):
   def __call__(self, hidden: jax.Array) -> jax.Array:
     x = hidden.astype(jnp.float32)
     if self.config.value_hidden_width:
-      x = jax.nn.gelu(nn.Dense(self.config.value_hidden_width, name="up")(x))
+      start = nn.initializers.constant(self.config.width**-0.5)
+      width = self.config.value_hidden_width
+      x = jax.nn.gelu(nn.Dense(width, kernel_init=start, name="up")(x))
     last = nn.Dense(1, kernel_init=nn.initializers.zeros, name="out")
     return last(x)[..., 0]

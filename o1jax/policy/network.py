@@ -74,21 +74,28 @@ def make_network(
   decoder = Decoder(config)
   policy_head, value_head = PolicyHead(config), ValueHead(config)
 
-  @jax.jit
-  def init(key):
-    trunk_key, policy_key, value_key, number_key = jax.random.split(key, 4)
+  def spreads(key):
+    """The modules' own start: constants, and spreads of what is random."""
+    trunk_key, policy_key, value_key = jax.random.split(key, 3)
     tokens = jnp.zeros((1, 1), jnp.int32)
     hidden = jnp.zeros((1, config.width), config.dtype)
     trunk = decoder.init(trunk_key, tokens, tokens, None, None, None)["params"]
-    embedding = trunk["embedding"]
-    if config.number_features:
-      embedding = with_number_features(number_key, embedding, number_values)
-    head = policy_head.init(policy_key, hidden, embedding)
+    head = policy_head.init(policy_key, hidden, trunk["embedding"])
     return {
-      "trunk": {**trunk, "embedding": embedding},
+      "trunk": trunk,
       "policy_head": head["params"] if "params" in head else {},
       "value_head": value_head.init(value_key, hidden)["params"],
     }
+
+  @jax.jit
+  def init(key):
+    spread_key, noise_key, number_key = jax.random.split(key, 3)
+    params = with_noise(noise_key, spreads(spread_key))
+    if config.number_features:
+      params["trunk"]["embedding"] = with_number_features(
+        number_key, params["trunk"]["embedding"], number_values
+      )
+    return params
 
   def apply(
     params, tokens, positions, cache=None, *, slot=None, segment_ids=None
@@ -109,6 +116,27 @@ def make_network(
     return jax.nn.sigmoid(value_logits(params, hidden))
 
   return Network(config, init, apply, policy_logits, value_logits, value)
+
+
+def with_noise(key: jax.Array, spreads: Params) -> Params:
+  """Draws the weights named kernel or embedding.
+
+  The modules start these at their standard deviation; here each is multiplied
+  by normal noise, drawn for all at once: a draw per weight compiles for
+  seconds.
+  """
+  paths, structure = jax.tree_util.tree_flatten_with_path(spreads)
+  is_random = [p[-1].key in ("kernel", "embedding") for p, _ in paths]
+  leaves = [leaf for _, leaf in paths]
+  sizes = [x.size for x, r in zip(leaves, is_random, strict=True) if r]
+  noise = jax.random.normal(key, (sum(sizes),), jnp.float32)
+  start = 0
+  for i, leaf in enumerate(leaves):
+    if is_random[i]:
+      own = noise[start : start + leaf.size].reshape(leaf.shape)
+      leaves[i] = leaf * own
+      start += leaf.size
+  return jax.tree.unflatten(structure, leaves)
 
 
 def number_features(values: np.ndarray) -> np.ndarray:

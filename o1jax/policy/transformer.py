@@ -7,7 +7,8 @@ feed-forward layer, each normed before and/or after and added to the stream:
 
 Layers are unrolled and every layer has its own parameters: a slice of a stack
 inside a decoding loop is a copy on CPU. Queries, keys and values come from one
-product, gate and up from another. Weights are stored [in, out].
+product, gate and up from another. Weights are stored [in, out]. Modules start
+a weight at its standard deviation; `network` multiplies in the noise.
 """
 
 from collections.abc import Callable
@@ -58,7 +59,7 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    start = nn.initializers.normal(self.gain * x.shape[-1] ** -0.5)
+    start = nn.initializers.constant(self.gain * x.shape[-1] ** -0.5)
     shape = (x.shape[-1], *self.features)
     kernel = self.param("kernel", start, shape, jnp.float32).astype(x.dtype)
     y = _project(x, kernel)
@@ -135,7 +136,7 @@ class Decoder(nn.Module):
     std = c.width**-0.5 if c.tied_embeddings else 1.0
     embedding = self.param(
       "embedding",
-      nn.initializers.normal(std),
+      nn.initializers.constant(std),
       (c.vocab_size, c.width),
       jnp.float32,
     )

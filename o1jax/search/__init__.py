@@ -17,6 +17,7 @@ from o1jax.search.driver import (
   run_on_device,
   run_with_host,
 )
+from o1jax.search.selection import improved_policy
 from o1jax.search.strategies import make_strategy
 from o1jax.search.tree import (
   NO_NODE,
@@ -42,6 +43,7 @@ __all__ = [
   "Tree",
   "UNEXPANDED",
   "ancestors",
+  "improved_policy",
   "make_strategy",
   "read",
   "run_batches_with_host",

@@ -57,7 +57,7 @@ def _one_expansion(step_model: StepModel, name: str) -> Strategy:
 
   def propose(params, state: SearchState) -> SearchState:
     is_open = state.tree.first_child[:, ROOT] == UNEXPANDED
-    leaf = jnp.where(is_open, ROOT, NO_NODE)[:, None]
+    leaf = jnp.where(is_open, jnp.int32(ROOT), NO_NODE)[:, None]
     return expansion_lib.expand(step_model, params, state, leaf)
 
   def absorb(state: SearchState, outcome=None) -> SearchState:

@@ -1,6 +1,7 @@
 """Drivers: the same strategy as one compiled loop, or stepped from the host.
 
-With equal outcomes both give equal trees. From the host, `propose` of one batch
+With equal outcomes both give equal trees, up to the last bit of the statistics
+(two programs may round differently). From the host, `propose` of one batch
 runs on the device while the host judges the outcomes of another.
 """
 

@@ -36,7 +36,6 @@ from o1jax.search.tree import (
   Candidates,
   Tree,
   backup,
-  child_visits,
   one_node,
   read,
   write,
@@ -366,23 +365,27 @@ def best_finished(tree: Tree) -> jax.Array:
 def most_visited(tree: Tree) -> jax.Array:
   """The end of the path of most visits, where that is a finished solution.
 
-  Follows the most visited child ("robust child", ties to the first) from the
-  root; a path that ends elsewhere gives `best_finished`.
+  Follows the most visited child ("robust child") from the root, of equally
+  visited ones that of the higher return, then the first. A path that ends
+  elsewhere gives `best_finished`.
   """
 
   def one_down(node):
-    visits = child_visits(tree, node)
-    child = read(tree.first_child, node) + jnp.argmax(visits, axis=-1)
-    has_child = jnp.any(visits > 0, axis=-1)
-    return jnp.where(has_child, child.astype(jnp.int32), node), has_child
+    seen = jax.vmap(one_node, (0, 0, None))(tree, node, 1.0)
+    visits = jnp.where(seen.is_valid, seen.num_visits, 0)
+    most = jnp.max(visits, axis=-1, keepdims=True)
+    returns = jnp.where(visits == most, seen.q_values, -jnp.inf)
+    action = jnp.argmax(returns, axis=-1).astype(jnp.int32)
+    has_child = most[:, 0] > 0
+    child = read(tree.first_child, node) + action
+    return jnp.where(has_child, child, node), has_child
 
   node, _ = jax.lax.while_loop(
     lambda carry: jnp.any(carry[1]),
     lambda carry: one_down(carry[0]),
     one_down(jnp.full_like(tree.next_free, ROOT)),
   )
-  is_finished = read(tree.is_terminal, node)
-  return jnp.where(is_finished, node, best_finished(tree))
+  return jnp.where(read(tree.is_terminal, node), node, best_finished(tree))
 
 
 SELECTIONS = {"outcome": best_finished, "visits": most_visited}

@@ -59,8 +59,7 @@ def test_features_need_values_of_this_vocabulary():
     make_network(make_config(number_features=True), np.zeros(9))
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("hidden_width", [0, 5])
+@pytest.mark.parametrize("tied, hidden_width", [(False, 5), (True, 0)])
 def test_start(tied, hidden_width):
   config = make_config(tied_embeddings=tied, value_hidden_width=hidden_width)
   network = make_network(config)
@@ -70,6 +69,14 @@ def test_start(tied, hidden_width):
   hidden = jax.random.normal(jax.random.key(2), (3, 48))
   assert (np.asarray(network.value(params, hidden)) == 0.5).all()
   assert network.policy_logits(params, hidden).shape == (3, 70)
+  # Spreads: logits and projections of unit inputs have about unit size.
+  trunk = params["trunk"]
+  want = 48**-0.5 if tied else 1.0
+  assert np.std(trunk["embedding"]) == pytest.approx(want, rel=0.1)
+  layer = trunk["layer_0"]
+  assert np.std(layer["qkv"]["kernel"]) == pytest.approx(48**-0.5, rel=0.1)
+  assert np.std(layer["down"]["kernel"]) == pytest.approx(32**-0.5, rel=0.1)
+  assert (np.asarray(layer["mlp_norm"]["scale"]) == 1).all()
 
 
 def test_selected_log_probs_and_their_gradient():

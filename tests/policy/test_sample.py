@@ -51,6 +51,7 @@ SETTINGS = [
   {"min_p": 0.2},
   {"temperature": 1.5, "top_k": 12, "top_p": 0.8, "min_p": 0.1},
 ]
+COUNT = 20000  # draws in one call, always, so that few programs are compiled
 draw = jax.jit(sample_tokens)
 LOGITS = np.random.default_rng(0).normal(0, 1.5, VOCAB).astype(np.float32)
 
@@ -58,9 +59,8 @@ LOGITS = np.random.default_rng(0).normal(0, 1.5, VOCAB).astype(np.float32)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_draws_follow_the_distribution(settings):
   """The grid of uniforms maps to tokens as the exact inverse CDF does."""
-  count = 20001
-  uniforms = (np.arange(count) + 0.5) / count
-  logits = np.broadcast_to(LOGITS, (count, VOCAB))
+  uniforms = (np.arange(COUNT) + 0.5) / COUNT
+  logits = np.broadcast_to(LOGITS, (COUNT, VOCAB))
   tokens, behavior, policy = draw(
     logits, uniforms.astype(np.float32), make_controls(**settings)
   )
@@ -70,7 +70,9 @@ def test_draws_follow_the_distribution(settings):
   differs = np.asarray(tokens) != want
   nearest = np.abs(uniforms[differs][:, None] - reached[None]).min(1, initial=1)
   assert (nearest < 1e-5).all()
-  assert set(np.unique(tokens)) == set(np.nonzero(probs)[0])
+  drawn = set(np.unique(tokens))
+  assert set(np.nonzero(probs > 2 / COUNT)[0]) <= drawn
+  assert drawn <= set(np.nonzero(probs)[0])
   np.testing.assert_allclose(behavior, np.log(probs[tokens]), atol=2e-5)
   np.testing.assert_allclose(
     policy, np.log(oracle_probs(LOGITS)[tokens]), atol=2e-5
@@ -78,11 +80,10 @@ def test_draws_follow_the_distribution(settings):
 
 
 def test_frequencies_match_by_chi_square():
-  count = 40000
-  uniforms = jax.random.uniform(jax.random.key(0), (count,))
-  logits = np.broadcast_to(LOGITS, (count, VOCAB))
+  uniforms = jax.random.uniform(jax.random.key(0), (COUNT,))
+  logits = np.broadcast_to(LOGITS, (COUNT, VOCAB))
   tokens, _, _ = draw(logits, uniforms, make_controls())
-  expected = oracle_probs(LOGITS) * count
+  expected = oracle_probs(LOGITS) * COUNT
   observed = np.bincount(tokens, minlength=VOCAB)
   statistic = ((observed - expected) ** 2 / expected).sum()
   assert statistic < 80  # 42 degrees of freedom: 0.9996
@@ -93,9 +94,12 @@ def test_greedy_takes_the_first_of_the_likeliest():
   logits[0, 7] = 2.0
   logits[1, [9, 30]] = 2.0
   logits[2, 42] = 1e-6 - 1.0
-  uniforms = np.full(4, 0.999, np.float32)
-  tokens, behavior, policy = draw(
-    logits, uniforms, make_controls(temperature=0)
+  uniforms = np.full(COUNT, 0.999, np.float32)
+  tokens, behavior, policy = (
+    np.asarray(x)[:4]
+    for x in draw(
+      np.tile(logits, (COUNT // 4, 1)), uniforms, make_controls(temperature=0)
+    )
   )
   assert tokens.tolist() == [7, 9, 42, 0]
   assert (np.asarray(behavior) == 0).all()
@@ -106,15 +110,15 @@ def test_greedy_takes_the_first_of_the_likeliest():
 def test_what_has_no_mass_is_never_drawn():
   """The ends of the unit interval and rounded sums stay inside the support."""
   rng = np.random.default_rng(1)
-  logits = rng.normal(0, 3, (3000, VOCAB)).astype(np.float32)
+  logits = rng.normal(0, 3, (COUNT, VOCAB)).astype(np.float32)
   logits[rng.random(logits.shape) < 0.7] = -np.inf
   logits[:, 11] = 0.0
   largest = np.nextafter(np.float32(1), np.float32(0))
   for uniform in (0.0, 0.5, largest):
     tokens, behavior, _ = draw(
-      logits, np.full(3000, uniform, np.float32), make_controls()
+      logits, np.full(COUNT, uniform, np.float32), make_controls()
     )
-    assert np.isfinite(logits[np.arange(3000), tokens]).all()
+    assert np.isfinite(logits[np.arange(COUNT), tokens]).all()
     assert np.isfinite(behavior).all()
 
 
@@ -217,18 +221,23 @@ def decoded():
     n, m = LENGTHS[b], rows.lengths[b, g]
     texts[b, g, :n] = PROMPTS[b, :n]
     texts[b, g, n : n + m] = rows.tokens[b, g, :m]
-  positions = jnp.broadcast_to(jnp.arange(P + S)[None], (B * G, P + S))
+  texts_and_one = np.pad(texts, ((0, 0), (0, 0), (0, 1)))
+  return prefix, rows, texts, full_forward(texts_and_one)
 
-  @jax.jit
-  def full(params, texts):
-    hidden, _ = NETWORK.apply(params, texts, positions)
-    total = jnp.full((B * G,), P + S)
-    trained = next_token_log_probs(NETWORK, params, texts, total)
-    return hidden, NETWORK.policy_logits(params, hidden), *trained
 
-  out = full(make_params(), texts.reshape(B * G, -1))
-  out = [np.asarray(x).reshape(B, G, *x.shape[1:]) for x in out]
-  return prefix, rows, texts, out
+def full_forward(texts):
+  """Hidden states, logits, next log-probs, value logits: `[B, G, T, ...]`."""
+  out = read_whole(make_params(), texts.reshape(B * G, -1))
+  return [np.asarray(x).reshape(B, G, *x.shape[1:]) for x in out]
+
+
+@jax.jit
+def read_whole(params, texts):
+  positions = jnp.broadcast_to(jnp.arange(texts.shape[1])[None], texts.shape)
+  hidden, _ = NETWORK.apply(params, texts, positions)
+  total = jnp.full(texts.shape[:1], texts.shape[1])
+  trained = next_token_log_probs(NETWORK, params, texts, total)
+  return hidden, NETWORK.policy_logits(params, hidden), *trained
 
 
 def test_log_probs_are_those_of_a_full_forward():
@@ -291,14 +300,14 @@ def test_keys_and_values_serve_as_the_next_prefix():
   cache = make_cache(join([prefix, step]), num_rows=1, capacity=1)
   new = np.full((B, 1, 1), 17, np.int32)
   at = (LENGTHS + lengths)[:, None, None]
-  run = jax.jit(NETWORK.apply)
-  hidden, _ = run(make_params(), new, at, cache)
+  hidden, _ = jax.jit(NETWORK.apply)(make_params(), new, at, cache)
+  longer = np.pad(texts, ((0, 0), (0, 0), (0, 1)))
+  for b in range(B):
+    longer[b, 2, LENGTHS[b] + lengths[b]] = 17
+  want = full_forward(longer)[0]
   for b in range(B):
     end = LENGTHS[b] + lengths[b]
-    text = np.append(texts[b, 2, :end], 17)[None]
-    text = np.pad(text, ((0, 0), (0, P + S + 1 - text.shape[1])))
-    want, _ = run(make_params(), text, np.arange(P + S + 1)[None])
-    np.testing.assert_allclose(hidden[b, 0, 0], want[0, end], atol=1e-5)
+    np.testing.assert_allclose(hidden[b, 0, 0], want[b, 2, end], atol=1e-5)
 
 
 def test_a_prompt_in_a_batch_is_as_alone():

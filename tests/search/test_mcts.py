@@ -10,9 +10,9 @@ import mctx
 import numpy as np
 import pytest
 
-from o1jax.search.driver import run_with_host
 from o1jax.search.mcts import best_finished, mcts, most_visited
-from o1jax.search.tree import NO_NODE, ROOT, child_visits, make_tree
+from o1jax.search.selection import improved_policy
+from o1jax.search.tree import NO_NODE, ROOT, make_tree, read, visit_probs
 from oracles import DictionaryMCTS, best_first_steps, visits_by_path
 from worlds import (
   AHEAD,
@@ -23,7 +23,6 @@ from worlds import (
   SIMULATIONS,
   World,
   arithmetic_game,
-  bandit,
   drawn_tree,
   problems,
   random_graph,
@@ -174,89 +173,95 @@ def test_looking_ahead_changes_no_visit_and_saves_rounds(rule, float64):
   assert calls[1] < 0.7 * calls[0]
 
 
-def test_finds_the_best_first_step_of_enumerated_games():
+@pytest.mark.parametrize(
+  "rule, rule_options",
+  [
+    ("puct", (("exploration_init", 3.0),)),
+    pytest.param("gumbel", (), marks=pytest.mark.slow),
+    pytest.param("uct", (), marks=pytest.mark.slow),
+  ],
+)
+def test_finds_the_best_first_step_of_enumerated_games(rule, rule_options):
   games = [((2, 3, 7), 13), ((3, 5, 8), 64), ((4, 6, 9), 15), ((5, 7, 9), 68)]
   world = arithmetic_game(games)
-  solvable = [best_first_steps(world, row) for row in range(len(games))]
-  # Otherwise any answer would do.
-  assert all(len(steps) <= 3 for steps in solvable)
-  for rule in ("puct", "gumbel"):
-    strategy, search = table_search(
-      12, num_simulations=6000, capacity=1 + 13 * 12, rule=rule
-    )
-    state = search(world.params, jax.random.key(0), problems(range(4)))
-    chosen = strategy.select(state)
-    np.testing.assert_array_equal(
-      state.tree.reward[jnp.arange(4), chosen], np.ones(4)
-    )
-    visits = child_visits(state.tree, jnp.zeros(4, jnp.int32))
-    for row, steps in enumerate(solvable):
-      assert int(np.argmax(visits[row])) in steps, (rule, games[row])
+  strategy, search = table_search(
+    12,
+    num_simulations=1000,
+    capacity=1 + 13 * 12,
+    rule=rule,
+    rule_options=rule_options,
+  )
+  state = search(world.params, jax.random.key(0), problems(range(4)))
+  tree, root = state.tree, jnp.zeros(4, jnp.int32)
+  targets = improved_policy if rule == "gumbel" else visit_probs
+  steps = np.argmax(targets(tree, root), axis=-1)
+  for row in range(len(games)):
+    # One step of twelve leads to the target.
+    assert [int(steps[row])] == best_first_steps(world, row)
+  np.testing.assert_array_equal(
+    read(tree.reward, strategy.select(state)), np.ones(4)
+  )
+  assert np.all(tree.is_terminal[np.arange(4), most_visited(tree)])
+  np.testing.assert_array_equal(read(tree.reward, most_visited(tree)), 1.0)
 
 
-def test_drawn_tree_step_by_step():
-  strategy, search = table_search(2, num_simulations=5, rule="puct")
-  tree = search(drawn_tree().params, jax.random.key(0), problems([0])).tree
-  # Simulations by hand: 1 (Q .6), 1 and its first solution, 2, 2 and its
-  # solution of outcome 1, the same again.
-  assert visits_by_path(tree, 0)[(1, 0)] >= 1
-  assert int(tree.num_visits[0, ROOT]) == 6
-  best = int(best_finished(tree)[0])
-  assert float(tree.reward[0, best]) == 1.0
+def small_search(world: World, root: int):
+  """Twelve simulations in a tree that holds four expansions of two."""
+  strategy, search = table_search(2, num_simulations=12, capacity=9)
+  return strategy, search(world.params, jax.random.key(0), problems([root]))
 
 
-def test_dead_ends_back_up_their_value_and_the_search_goes_on():
-  world = drawn_tree()
-  strategy, search = table_search(2, num_simulations=5, rule="puct")
-  state = search(world.params, jax.random.key(0), problems([3]))
-  assert int(state.cost.simulations[0]) == 5
-  assert visits_by_path(state.tree, 0) == {(): 6}
+def test_drawn_tree_by_hand(float64):
+  strategy, state = small_search(drawn_tree(), 0)
+  visits = visits_by_path(state.tree, 0)
+  # The prior sends the first simulation to 1. Below it are outcomes of .2 and
+  # .4, below 2 one of 1, so that 2 takes over.
+  assert visits[()] == 13
+  assert visits[(1,)] > visits[(0,)] > 1
+  assert visits[(1, 0)] > visits[(1, 1)]
+  chosen = int(strategy.select(state)[0])
+  assert float(state.tree.reward[0, chosen]) == 1.0
+  assert int(state.tree.parent[0, chosen]) == 2
+  expected = DictionaryMCTS(
+    drawn_tree(), 0, rule="puct", num_simulations=12
+  ).visits
+  assert visits == expected
+
+
+def test_dead_ends_back_up_their_value_and_the_search_goes_on(float64):
+  strategy, state = small_search(drawn_tree(), 3)
+  assert int(state.cost.simulations[0]) == 12
+  assert visits_by_path(state.tree, 0) == {(): 13}
   np.testing.assert_allclose(state.tree.mean_value[0, ROOT], 0.1, 1e-6)
   assert int(strategy.select(state)[0]) == NO_NODE
 
 
-def test_a_full_tree_stops_and_says_so():
-  world = random_graph(3)
-  strategy, search = rule_search("puct", capacity=1 + 4 * 3 + 2)
-  state = search(world.params, jax.random.key(0), problems(range(8)))
-  assert np.all(state.is_full)
-  assert np.all(strategy.is_done(state))
-  assert np.all(state.cost.simulations < SIMULATIONS)
-  np.testing.assert_array_equal(state.tree.next_free, np.full(8, 13))
-  np.testing.assert_array_equal(
-    state.tree.num_visits[:, ROOT], state.cost.simulations + 1
-  )
+def test_a_full_tree_stops_and_says_so(float64):
+  world = random_graph(3, num_candidates=2, num_states=4)
+  strategy, state = small_search(world, 0)
+  assert bool(state.is_full[0]) and bool(strategy.is_done(state)[0])
+  simulations = int(state.cost.simulations[0])
+  assert 4 <= simulations < 12
+  assert int(state.tree.next_free[0]) == 9
+  assert int(state.tree.num_visits[0, ROOT]) == simulations + 1
+  # It did what a search of that many simulations does.
+  expected = DictionaryMCTS(world, 0, rule="puct", num_simulations=simulations)
+  assert visits_by_path(state.tree, 0) == expected.visits
 
 
-def test_outcomes_from_the_host_count_where_they_are_numbers():
-  strategy = mcts(table_model(3), num_simulations=6)
-
-  def outcome_fn(state):
-    outcome = np.full(state.expansion.outcome.shape, np.nan)
-    outcome[..., 1] = 0.75
-    return outcome[:, 0]
-
-  world = bandit([0.5, 0.25, 0.6])
-  state = run_with_host(strategy, outcome_fn)(
-    world.params, jax.random.key(0), problems([0])
-  )
-  np.testing.assert_allclose(state.tree.reward[0, 1:4], [0.5, 0.75, 0.6])
-  assert int(strategy.select(state)[0]) == 2
-
-
-def test_solutions_are_chosen_by_outcome_or_by_visits():
-  strategy, search = table_search(2, num_simulations=5, rule="puct")
-  tree = search(drawn_tree().params, jax.random.key(0), problems([0])).tree
-  inside = tree.first_child[0, 1:3]
-  left = int(inside[0])
-  visits = tree.num_visits.at[0, 1].set(50).at[0, left + 1].set(40)
-  tree = tree.replace(num_visits=visits)
+def test_solutions_are_chosen_by_outcome_or_by_visits(float64):
+  _, state = small_search(drawn_tree(), 0)
+  tree = state.tree
+  left = int(tree.first_child[0, 1])
+  visits = np.asarray(tree.num_visits).copy()
+  visits[0, 1], visits[0, left + 1] = 50, 40
+  tree = tree.replace(num_visits=jnp.asarray(visits))
   assert float(tree.reward[0, best_finished(tree)[0]]) == 1.0
   assert int(most_visited(tree)[0]) == left + 1
   # Where the path of most visits ends at no solution, the best one counts.
-  unfinished = tree.replace(
-    is_terminal=tree.is_terminal.at[0, left + 1].set(False)
-  )
+  is_terminal = np.asarray(tree.is_terminal).copy()
+  is_terminal[0, left + 1] = False
+  unfinished = tree.replace(is_terminal=jnp.asarray(is_terminal))
   assert int(most_visited(unfinished)[0]) == int(best_finished(tree)[0])
 
 

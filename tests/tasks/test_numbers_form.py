@@ -170,6 +170,9 @@ def test_equal_numbers_are_told_apart_by_their_forms():
   for left in ("10 2 10", "10 10 2"):
     text = f"3 + 7 = 10 (left: {left})\n{end}"
     assert read(text, (3, 7, 10, 2)) == "3 + 7 + (2 * 10)"
+  # One 10 more than there can be: the smallest form is that number itself.
+  text = f"3 + 7 = 10 (left: 10 10 2)\n{end}"
+  assert read(text) == "3 + 7 + (2 * 10)"
   # A dead end takes nothing from the state it goes back to.
   text = "2 * 2 = 4 (left: 3 4)\nback (left: 2 2 3)\n2 + 2 = 4 (left: 3 4)\n"
   assert read(text + "3 + 4 = 7 (left: 7)", (2, 2, 3)) == "2 + 2 + 3"
@@ -197,6 +200,18 @@ def test_steps_and_expressions_vote_together():
     assert answer == read(as_expression(row, text), row)
     found.add(answer)
   assert 100 < len(found) < 300
+
+
+def test_a_path_without_end_has_no_answer():
+  assert numbers_form.Path([3, 7]).answer() is None
+  assert numbers_form.Path([3]).answer() == "3"
+  dead_end = "3 + 7 = 10 (left: 2 10)\nback (left: 3 7 2)\n"
+  end = "3 * 2 = 6 (left: 7 6)\n7 + 6 = 13 (left: 13)"
+  most = numbers_text.MAX_LINES // 2
+  assert read(dead_end * (most - 1) + end) == "7 + (2 * 3)"
+  assert read(dead_end * most + end) is None
+  dead_end = dead_end.replace("2 10", "10")  # the last line read is an end
+  assert read("so\n" + dead_end * most + end) is None
 
 
 def test_large_forms_are_no_answers():

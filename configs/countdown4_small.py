@@ -1,0 +1,148 @@
+"""Three-number Countdown from nothing, on two CPU cores."""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg=None):
+  """Returns the config; `arg` is None or "smoke"."""
+  if arg not in (None, "smoke"):
+    raise ValueError(f"unknown argument {arg!r}: the only one is smoke")
+  config = ConfigDict()
+  config.seed = 0  # everything random derives from it
+  config.num_iterations = 48  # of search and learning
+
+  config.task = ConfigDict()
+  config.task.name = "countdown"  # countdown, game24 or arithmetic
+  config.task.options = ConfigDict()
+  config.task.options.num_numbers = 4  # numbers of a problem
+  config.task.options.min_number = 1
+  config.task.options.max_number = 12
+  config.task.options.min_target = 10
+  config.task.options.max_target = 99
+  config.task.options.integers_only = True  # no fractions, nothing negative
+  config.task.options.canonical_play = True  # larger operand first, in play
+  config.task.options.balanced_hindsight = True  # each target once a play's set
+  config.task.options.heldout = 0.06  # share of number multisets held out
+  config.task.options.heldout_targets = 0.0  # share of targets held out
+  config.task.options.heldout_seed = 0
+
+  config.tokenizer = ConfigDict()
+  config.tokenizer.vocab_size = 1400  # at most; 1,000 are numbers, 256 bytes
+  config.tokenizer.max_digits_per_piece = 3  # integers up to 999 are one piece
+  config.tokenizer.num_texts = 5000  # texts it is trained on
+
+  config.lengths = ConfigDict()
+  config.lengths.prompt_tokens = 10  # longest prompt
+  config.lengths.step_tokens = 14  # longest step, its end included
+  config.lengths.num_steps = 3  # steps of a solution
+  config.lengths.row_tokens = 44  # longest row to learn from
+
+  config.network = ConfigDict()
+  config.network.num_layers = 3
+  config.network.width = 96
+  config.network.num_heads = 4
+  config.network.num_kv_heads = 4
+  config.network.head_width = 24
+  config.network.ffn_width = 256
+  config.network.value_hidden_width = 64  # hidden units of the value head
+  config.network.rope_base = 100.0  # short rows: positions stay apart
+  config.network.tied_embeddings = True  # the embedding is the policy head too
+  config.network.number_features = True  # embeddings start from number values
+
+  config.mesh = ConfigDict()
+  config.mesh.num_cpu_devices = 2  # virtual devices, where there is no other
+  config.mesh.data = 2  # problems and rows are shared out; -1: all devices
+  config.mesh.fsdp = 1  # as data, and weights too
+  config.mesh.tensor = 1  # weights
+
+  config.initialize = ConfigDict()
+  config.initialize.num_iterations = 4
+  config.initialize.num_updates = 400  # in each
+  config.initialize.rows = (
+    ConfigDict()
+  )  # of a batch, by kind; see o1jax/rows.py
+  config.initialize.rows.random_play = 64
+
+  config.search = ConfigDict()
+  config.search.strategy = "mcts"  # mcts, best_of_n, majority_vote or greedy
+  config.search.num_problems = 64  # new problems an iteration
+  config.search.batch_size = 64  # searched at a time
+  config.search.num_candidates = 8  # steps sampled at an expansion
+  config.search.num_expansions = 9  # at most, a problem
+  config.search.num_simulations = 72  # a problem
+  config.search.num_parallel_leaves = 1  # expansions a tree and round
+  config.search.rule = "puct"  # puct, uct or gumbel
+  config.search.select_by = "outcome"  # outcome or visits
+  config.search.reward = "checker"  # checker or value
+  config.search.num_workers = 0  # processes that check; 0: none of their own
+  config.search.temperature = 1.0
+  config.search.top_k = 0  # 0: off
+  config.search.top_p = 1.0  # 1: off
+  config.search.min_p = 0.0  # 0: off
+  config.search.num_rollouts = 0  # continuations of every candidate
+  config.search.rollout_weight = 0.0  # of these in its value
+  config.search.memory = "tree"  # tree (shared keys and values) or tokens
+
+  config.learn = ConfigDict()
+  config.learn.num_updates = 200  # an iteration
+  config.learn.updates_per_call = 20  # of the compiled program
+  config.learn.num_microbatches = 1  # groups of rows, on each device
+  config.learn.value_coefficient = 0.5  # of the value loss
+  config.learn.average_decay = 0.99  # of the parameters that search
+  config.learn.rows = ConfigDict()  # of a batch, by kind
+  config.learn.rows.search = 4
+  config.learn.rows.expert = 2
+  config.learn.rows.hindsight = 4
+  config.learn.rows.hindsight_play = 38
+  config.learn.rows.consequences = 8
+  config.learn.rows.value = 8
+  config.learn.optimizer = ConfigDict()
+  config.learn.optimizer.name = "adamw"  # adamw or lion
+  config.learn.optimizer.learning_rate = 3e-3
+  config.learn.optimizer.warmup_updates = 100
+  config.learn.optimizer.schedule = "cosine"  # constant, linear or cosine
+  config.learn.optimizer.end_fraction = 0.01  # last rate / highest rate
+  config.learn.optimizer.weight_decay = 0.1
+  config.learn.optimizer.clip_norm = 1.0
+  config.learn.optimizer.b1 = 0.9
+  config.learn.optimizer.b2 = 0.99
+
+  config.experience = ConfigDict()
+  config.experience.max_search = 20_000  # solutions kept
+  config.experience.max_hindsight = 20_000  # relabelled solutions kept
+  config.experience.max_demonstrations = 1_000  # kept, where read from a file
+  config.experience.max_expert_per_problem = 4  # of D_expert
+  config.experience.path = ""  # JSONL of solutions to begin with
+
+  config.evaluation = ConfigDict()
+  config.evaluation.num_problems = 512  # held out
+  config.evaluation.batch_size = 512  # searched at a time
+  config.evaluation.interval = 13  # iterations between comparisons
+  config.evaluation.strategies = ("majority_vote", "best_of_n", "mcts")
+  config.evaluation.efforts = (8,)  # budgets, in solutions' worth of tokens
+  config.evaluation.num_candidates = 4  # of tree search
+  config.evaluation.temperature = 1.0
+  config.evaluation.rule = "puct"
+  config.evaluation.reward = "value"  # the checker stays out of it
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.interval = 1  # iterations
+  config.checkpoint.keep_every = 13  # besides the last and the best
+  config.checkpoint.num_samples = 50  # solutions written an iteration
+
+  if arg == "smoke":
+    config.num_iterations = 3
+    config.initialize.num_iterations = 2
+    config.initialize.num_updates = 10
+    config.learn.num_updates = 5
+    config.learn.updates_per_call = 5
+    config.learn.optimizer.warmup_updates = 5
+    config.evaluation.num_problems = 32
+    config.evaluation.batch_size = 32
+    config.evaluation.interval = 2
+    config.checkpoint.keep_every = 2
+    config.search.num_problems = 8
+    config.search.batch_size = 8
+    config.search.num_expansions = 4
+    config.search.num_simulations = 16
+  return config

@@ -1,0 +1,502 @@
+"""Tree memory = tokens memory = a full forward of every node's whole text.
+
+A small network over eleven tokens, of which two end a step and one a solution,
+so that trees hold cut-off steps, finished solutions and equal candidates.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from o1jax.policy.config import TransformerConfig
+from o1jax.policy.network import make_network
+from o1jax.policy.sample import DecodedRows, make_controls
+from o1jax.search import NO_PARENT, ROOT, make_strategy, run_on_device
+from o1jax.step_model import make_step_model, sampled_priors
+from o1jax.types import ProblemBatch
+
+VOCAB, PAD, EOS, STOPS = 11, 0, 1, (2, 3)
+B, A, P, S, DEPTH, M = 3, 3, 5, 4, 3, 2
+TEMPERATURE, TOP_P, ROLLOUT_WEIGHT = 0.8, 0.9, 0.4
+NUM_SIMULATIONS, CAPACITY = 26, 1 + 10 * A
+NETWORK = make_network(
+  TransformerConfig(
+    vocab_size=VOCAB,
+    num_layers=2,
+    width=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_width=8,
+    ffn_width=16,
+    value_hidden_width=8,
+  )
+)
+PROBLEMS = ProblemBatch(
+  tokens=np.random.default_rng(3).integers(4, VOCAB, (B, P)).astype(np.int32),
+  lengths=np.array([5, 2, 4], np.int32),
+  seeds=np.array([11, 12, 13], np.uint32),
+)
+
+
+@functools.cache
+def params():
+  params = NETWORK.init(jax.random.key(1))
+  # Ends of steps are common, and candidates differ in their values.
+  kernel = params["policy_head"]["kernel"]
+  params["policy_head"]["kernel"] = 2 * kernel
+  params["value_head"] = jax.tree.map(lambda x: 8 * x, params["value_head"])
+  return params
+
+
+def step_model(**changed):
+  options = dict(
+    num_candidates=A,
+    max_step_tokens=S,
+    max_depth=DEPTH,
+    stop_ids=STOPS,
+    eos_id=EOS,
+    pad_id=PAD,
+    controls=make_controls(temperature=TEMPERATURE, top_p=TOP_P),
+    num_rollouts=M,
+  )
+  return make_step_model(NETWORK, **options | changed)
+
+
+@functools.cache
+def search_fn(memory, num_parallel_leaves):
+  strategy = make_strategy(
+    "mcts",
+    step_model(memory=memory),
+    num_simulations=NUM_SIMULATIONS,
+    capacity=CAPACITY,
+    num_parallel_leaves=num_parallel_leaves,
+    rollout_weight=ROLLOUT_WEIGHT,
+  )
+  return run_on_device(strategy)
+
+
+@functools.cache
+def searched(memory="tree", num_parallel_leaves=2):
+  search = search_fn(memory, num_parallel_leaves)
+  return search(params(), jax.random.key(5), PROBLEMS)
+
+
+class Text(NamedTuple):
+  """A node of a tree with its whole text, prompt included."""
+
+  row: int
+  node: int
+  tokens: list[int]
+  start: int
+
+
+def slots(state, row):
+  """Nodes that an expansion wrote, valid or merged."""
+  return range(1, int(state.tree.next_free[row]))
+
+
+def texts_of(state):
+  """Every node below the roots, in plain Python."""
+  store = jax.tree.map(np.asarray, state.node_state.replace(prompt=None))
+  found = []
+  for row in range(store.tokens.shape[0]):
+    prompt = store.prompt_tokens[row, : store.prompt_lengths[row]].tolist()
+    whole = {ROOT: prompt}
+    for node in slots(state, row):
+      before = whole[int(state.tree.parent[row, node])]
+      step = store.tokens[row, node, : store.lengths[row, node]].tolist()
+      whole[node] = before + step
+      found.append(Text(row, node, whole[node], len(before)))
+  return found
+
+
+@jax.jit
+def full_forward(params, tokens):
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+  hidden, _ = NETWORK.apply(params, tokens, positions)
+  return NETWORK.policy_logits(params, hidden), NETWORK.value(params, hidden)
+
+
+def read_texts(texts, rows):
+  """Logits `[rows, T, V]` and values `[rows, T]` of fresh full forwards."""
+  tokens = np.full((rows, P + DEPTH * S), PAD, np.int32)
+  for i, text in enumerate(texts):
+    tokens[i, : len(text)] = text
+  logits, values = full_forward(params(), tokens)
+  return np.asarray(logits, np.float64), np.asarray(values)
+
+
+@functools.cache
+def oracle():
+  """Texts of the tree memory, and what a full forward says about each."""
+  texts = texts_of(searched())
+  rows = B * (CAPACITY - 1)
+  return texts, *read_texts([t.tokens for t in texts], rows)
+
+
+def log_softmax(logits):
+  shifted = logits - logits.max(-1, keepdims=True)
+  return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def drawn_from(logits):
+  """Probabilities after temperature and top-p, by sorting in plain NumPy."""
+  probs = np.exp(log_softmax(logits / TEMPERATURE))
+  kept = np.zeros_like(probs)
+  order = np.argsort(-probs, kind="stable")
+  total = 0.0
+  for token in order:
+    kept[token] = probs[token]
+    total += probs[token]
+    if total >= TOP_P:
+      break
+  return kept / kept.sum()
+
+
+def step_logits(text, logits):
+  """Logits each token of the node's step was drawn from, `[tokens, V]`."""
+  return logits[text.start - 1 : len(text.tokens) - 1]
+
+
+def visits_by_text(state):
+  """Visits of every valid node, by problem and whole text."""
+  return {
+    (text.row, *text.tokens): int(state.tree.num_visits[text.row, text.node])
+    for text in texts_of(state)
+    if state.tree.is_valid[text.row, text.node]
+  }
+
+
+TREE_FIELDS = (
+  "parent",
+  "depth",
+  "first_child",
+  "num_visits",
+  "mean_value",
+  "value",
+  "reward",
+  "prior_logits",
+  "is_terminal",
+  "is_valid",
+  "next_free",
+)
+STORE_FIELDS = (
+  "tokens",
+  "lengths",
+  "parent",
+  "depth",
+  "end_positions",
+  "is_finished",
+  "behavior_log_probs",
+  "policy_log_probs",
+  "rollout_tokens",
+)
+
+
+def assert_same_trees(one, other):
+  """Node for node; floats within 1e-5, everything else exactly."""
+
+  def compare(name, left, right):
+    left, right = np.asarray(left), np.asarray(right)
+    if np.issubdtype(left.dtype, np.floating):
+      np.testing.assert_allclose(left, right, atol=1e-5, err_msg=name)
+    else:
+      np.testing.assert_array_equal(left, right, err_msg=name)
+
+  for name in TREE_FIELDS:
+    compare(name, getattr(one.tree, name), getattr(other.tree, name))
+  for name in STORE_FIELDS:
+    # Behind the nodes lie the spare slots, which hold waste.
+    left, right = (
+      getattr(state.node_state, name)[:, :CAPACITY] for state in (one, other)
+    )
+    compare(name, left, right)
+
+
+@pytest.mark.parametrize(
+  "num_parallel_leaves", [pytest.param(1, marks=pytest.mark.slow), 2]
+)
+def test_tree_memory_is_tokens_memory_node_for_node(num_parallel_leaves):
+  tree = searched("tree", num_parallel_leaves)
+  tokens = searched("tokens", num_parallel_leaves)
+  assert_same_trees(tree, tokens)
+  assert tokens.node_state.keys == () and tokens.node_state.prompt is None
+  # What is compared has branches of every kind.
+  used = np.arange(CAPACITY)[None] < np.asarray(tree.tree.next_free)[:, None]
+  store, depth = tree.node_state, np.asarray(tree.tree.depth)
+  assert depth.max() == DEPTH
+  assert (used & ~np.asarray(tree.tree.is_valid)).any()
+  is_finished = np.asarray(store.is_finished)[:, :CAPACITY]
+  is_cut = used & np.asarray(tree.tree.is_terminal) & ~is_finished
+  assert (is_cut & (depth < DEPTH)).any() and is_finished.any()
+  assert (np.asarray(store.rollout_tokens) != PAD).any()
+  if num_parallel_leaves == 1:
+    # Looking ahead changes neither candidates nor visits.
+    visits = visits_by_text(tree)
+    ahead = visits_by_text(searched("tree", 2))
+    assert visits == {text: ahead[text] for text in visits}
+
+
+def test_tokens_are_the_inverse_cdf_of_a_full_forward():
+  """Also shows that no draw sits within 1e-5 of a threshold."""
+  state = searched()
+  texts, logits, _ = oracle()
+  key_data = jax.random.key_data(state.tree_keys)
+
+  @jax.jit
+  def uniforms(key_data, path_id):
+    tree_key = jax.random.wrap_key_data(key_data)
+    step_key, _ = jax.random.split(jax.random.fold_in(tree_key, path_id))
+    keys = jax.random.split(step_key, A)
+    return jax.vmap(lambda key: jax.random.uniform(key, (S,)))(keys)
+
+  closest = 1.0
+  for i, text in enumerate(texts):
+    parent = int(state.tree.parent[text.row, text.node])
+    first = int(state.tree.first_child[text.row, parent])
+    path_id = state.path_ids[text.row, parent]
+    drawn = np.asarray(uniforms(key_data[text.row], path_id))
+    step = text.tokens[text.start :]
+    for u, token, at in zip(
+      drawn[text.node - first], step, step_logits(text, logits[i]), strict=False
+    ):
+      reached = np.cumsum(drawn_from(at))
+      below = reached[token - 1] if token else 0.0
+      assert below <= u < reached[token]
+      closest = min(closest, u - below, reached[token] - u)
+  assert closest > 1e-5
+
+
+def test_log_probs_in_the_store_are_those_of_a_full_forward():
+  store = searched().node_state
+  texts, logits, _ = oracle()
+  some_cut = 0
+  for i, text in enumerate(texts):
+    at = step_logits(text, logits[i])
+    step = np.array(text.tokens[text.start :])
+    index = np.arange(len(step))
+    policy = log_softmax(at)[index, step]
+    shaped = np.array([drawn_from(row) for row in at])
+    some_cut += (shaped == 0).any()
+    for name, expected in (
+      ("policy_log_probs", policy),
+      ("behavior_log_probs", np.log(shaped[index, step])),
+    ):
+      found = np.asarray(getattr(store, name)[text.row, text.node])
+      np.testing.assert_allclose(found[: len(step)], expected, atol=1e-5)
+      np.testing.assert_array_equal(found[len(step) :], 0)
+  assert some_cut
+
+
+def test_steps_end_where_they_should():
+  state, store = searched(), searched().node_state
+  for text in oracle()[0]:
+    step = text.tokens[text.start :]
+    ends = [t for t in step if t in (*STOPS, EOS)]
+    assert ends in ([], [step[-1]])
+    is_open = bool(ends) and ends != [EOS]
+    depth = int(store.depth[text.row, text.node])
+    assert is_open or len(step) == S or ends == [EOS]
+    assert bool(store.is_finished[text.row, text.node]) == (ends == [EOS])
+    if bool(state.tree.is_valid[text.row, text.node]):
+      is_terminal = not is_open or depth == DEPTH
+      assert bool(state.tree.is_terminal[text.row, text.node]) == is_terminal
+    assert int(store.end_positions[text.row, text.node]) == len(text.tokens)
+
+
+def rollout_ends(state, text):
+  """Whole texts of a node's rollouts, and which of them ended."""
+  for tokens in np.asarray(
+    state.node_state.rollout_tokens[text.row, text.node]
+  ):
+    tokens = tokens.tolist()
+    has_ended = EOS in tokens
+    length = tokens.index(EOS) + 1 if has_ended else len(tokens)
+    assert set(tokens[length:]) <= {PAD}
+    yield text.tokens + tokens[:length], has_ended
+
+
+def test_values_are_those_of_a_full_forward_at_the_last_token():
+  state = searched()
+  texts, _, values = oracle()
+  rolled = [list(rollout_ends(state, text)) for text in texts]
+  capacity = B * (CAPACITY - 1)
+  ends = []
+  for m in range(M):
+    whole = [rollouts[m][0][: P + DEPTH * S] for rollouts in rolled]
+    ends.append(read_texts(whole, capacity)[1])
+  checked = 0
+  for i, text in enumerate(texts):
+    at = (text.row, text.node)
+    if not state.tree.is_valid[at]:
+      continue
+    own = values[i, len(text.tokens) - 1]
+    if state.tree.is_terminal[at]:
+      expected = own if state.node_state.is_finished[at] else 0.0
+      np.testing.assert_allclose(state.tree.reward[at], expected, atol=1e-5)
+      assert float(state.tree.value[at]) == 0
+      continue
+    outcomes = [
+      ends[m][i, len(whole) - 1] if has_ended else 0.0
+      for m, (whole, has_ended) in enumerate(rolled[i])
+    ]
+    expected = (1 - ROLLOUT_WEIGHT) * own + ROLLOUT_WEIGHT * np.mean(outcomes)
+    np.testing.assert_allclose(state.tree.value[at], expected, atol=1e-5)
+    checked += any(outcomes)
+  assert checked
+  roots = [PROBLEMS.tokens[row, : PROBLEMS.lengths[row]] for row in range(B)]
+  root_values = read_texts(roots, capacity)[1]
+  found = state.tree.value[:, ROOT]
+  np.testing.assert_allclose(
+    found, root_values[np.arange(B), PROBLEMS.lengths - 1], atol=1e-5
+  )
+
+
+def test_equal_candidates_are_merged_and_priors_corrected():
+  state = searched()
+  texts, logits, _ = oracle()
+  siblings = {}
+  for i, text in enumerate(texts):
+    parent = int(state.tree.parent[text.row, text.node])
+    siblings.setdefault((text.row, parent), []).append((i, text))
+  merged = 0
+  for group in siblings.values():
+    seen = {}
+    for i, text in group:
+      step = tuple(text.tokens[text.start :])
+      at = step_logits(text, logits[i])
+      index = np.arange(len(step))
+      policy = np.exp(log_softmax(at)[index, step].sum())
+      behavior = np.prod([drawn_from(r)[t] for r, t in zip(at, step, strict=True)])
+      assert bool(state.tree.is_valid[text.row, text.node]) == (
+        step not in seen
+      )
+      first = seen.setdefault(step, [text, 0, policy / behavior])
+      first[1] += 1
+    merged += len(seen) < A
+    weights = {t.node: n / A * ratio for t, n, ratio in seen.values()}
+    for text, *_ in seen.values():
+      expected = weights[text.node] / sum(weights.values())
+      found = np.exp(state.tree.prior_logits[text.row, text.node])
+      np.testing.assert_allclose(found, expected, atol=1e-5)
+  assert merged
+
+
+@pytest.mark.parametrize("memory", ["tree", "tokens"])
+def test_costs_are_the_tokens_of_the_tree(memory):
+  state = searched(memory)
+  store = state.node_state
+  for row in range(B):
+    texts = [text for text in texts_of(state) if text.row == row]
+    generated = sum(len(text.tokens) - text.start for text in texts)
+    for text in texts:
+      is_open = not (
+        bool(store.is_finished[row, text.node])
+        or text.tokens[-1] not in STOPS
+        or int(store.depth[row, text.node]) == DEPTH
+      )
+      if is_open:
+        whole = [tokens for tokens, _ in rollout_ends(state, text)]
+        generated += sum(map(len, whole)) - M * len(text.tokens)
+    forward = int(PROBLEMS.lengths[row]) + generated
+    if memory == "tokens":
+      starts = {int(state.tree.parent[row, t.node]): t.start for t in texts}
+      forward += sum(starts.values())
+    assert int(state.cost.generated_tokens[row]) == generated
+    assert int(state.cost.forward_tokens[row]) == forward
+
+
+def rows_of(batch, rows):
+  """Some trees of a batch, or some problems."""
+  return jax.tree.map(lambda x: x[np.array(rows)], batch)
+
+
+@pytest.mark.parametrize(
+  "num_copies", [B, pytest.param(1, marks=pytest.mark.slow)]
+)
+def test_a_problem_is_searched_as_if_it_were_alone(num_copies):
+  # Copies of one problem take the program that is compiled already.
+  whole = searched()
+  for row in range(B):
+    problems = rows_of(PROBLEMS, [row] * num_copies)
+    alone = search_fn("tree", 2)(params(), jax.random.key(5), problems)
+    for copy in range(num_copies):
+      assert_same_trees(rows_of(whole, [row]), rows_of(alone, [copy]))
+    assert int(alone.tree.parent[0, ROOT]) == NO_PARENT
+
+
+def expand_roots(**changed):
+  """One expansion of every root, without a search."""
+  model = step_model(**changed)
+
+  @jax.jit
+  def run(params, keys, problems):
+    _, _, store = model.root_fn(params, problems, 1 + A)
+    root = jnp.zeros((B, 1), jnp.int32)
+    first_child = jnp.ones((B, 1), jnp.int32)
+    is_active = jnp.array([[True], [False], [True]])
+    first_child = jnp.where(is_active, first_child, 1 + A)
+    return store, *model.step_fn(
+      params, keys, root, first_child, is_active, store
+    )
+
+  keys = jax.random.split(jax.random.key(2), (B, 1))
+  return run(params(), keys, PROBLEMS)
+
+
+def test_endless_steps_are_terminal_with_outcome_0():
+  # Tokens that this network cannot draw.
+  before, expansion, after = expand_roots(
+    stop_ids=(VOCAB,), eos_id=VOCAB + 1, num_rollouts=0
+  )
+  active = np.array([True, False, True])
+  np.testing.assert_array_equal(after.lengths[active, 1 : 1 + A], S)
+  assert np.all(np.asarray(expansion.is_terminal)[active])
+  np.testing.assert_array_equal(np.asarray(expansion.outcome)[active], 0)
+  assert np.all(np.asarray(expansion.value)[active] > 0)
+  assert not np.any(after.is_finished)
+  # The tree that was not active pays nothing and keeps its nodes.
+  np.testing.assert_array_equal(expansion.generated_tokens, [A * S, 0, A * S])
+  np.testing.assert_array_equal(expansion.forward_tokens, [A * S, 0, A * S])
+  for name in (*STORE_FIELDS, "last_hidden"):
+    old, new = (getattr(store, name)[1, : 1 + A] for store in (before, after))
+    np.testing.assert_array_equal(old, new)
+
+
+def test_votes_keep_every_candidate():
+  tokens = np.array([[[4, 2, 0], [4, 2, 0], [5, 1, 0], [0, 0, 0]]], np.int32)
+  logs = np.log(np.array([[[0.5], [0.5], [0.2], [1.0]]], np.float32))
+  rows = DecodedRows(
+    tokens=tokens,
+    lengths=np.array([[2, 2, 2, 0]], np.int32),
+    behavior_log_probs=logs,
+    policy_log_probs=2 * logs,
+    **dict.fromkeys(
+      ("last_hidden", "ended", "stopped", "keys", "values"), None
+    ),
+  )
+  is_valid, priors = sampled_priors(rows, merge_duplicates=False)
+  np.testing.assert_array_equal(is_valid, [[True, True, True, False]])
+  np.testing.assert_allclose(np.exp(priors[:, :3]), [[0.5, 0.5, 0.2]])
+  is_valid, priors = sampled_priors(rows, merge_duplicates=True)
+  np.testing.assert_array_equal(is_valid, [[True, False, True, False]])
+  np.testing.assert_allclose(np.exp(priors[0, [0, 2]]), [1.0, 0.2])
+
+
+@pytest.mark.parametrize(
+  "changed, words",
+  [
+    ({"memory": "trie"}, "memory='trie': choose one of"),
+    ({"num_candidates": 0}, "num_candidates=0 must each be at least 1"),
+    ({"max_depth": 0}, "max_depth=0"),
+    ({"max_step_tokens": 0}, "max_step_tokens=0"),
+    ({"max_depth": 1}, "num_rollouts needs max_depth of 2 or more"),
+  ],
+)
+def test_bad_sizes_are_refused(changed, words):
+  with pytest.raises(ValueError, match=words):
+    step_model(**changed)
