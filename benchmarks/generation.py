@@ -17,16 +17,16 @@ import time
 
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from o1jax.policy import (  # noqa: E402
+from o1jax.policy import (
   TransformerConfig,
   make_controls,
   make_network,
 )
-from o1jax.policy.generate import make_generate  # noqa: E402
+from o1jax.policy.generate import make_generate
 
 CONFIG = TransformerConfig(
   vocab_size=512,

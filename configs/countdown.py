@@ -4,9 +4,9 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg=None):
-  """Returns the config; `arg` is None or "smoke"."""
-  if arg not in (None, "smoke"):
-    raise ValueError(f"unknown argument {arg!r}: the only one is smoke")
+  """Returns the config; `arg` is None, "smoke" or "no_hindsight"."""
+  if arg not in (None, "smoke", "no_hindsight"):
+    raise ValueError(f"unknown argument {arg!r}: smoke or no_hindsight")
   config = ConfigDict()
   config.seed = 0  # everything random derives from it
   config.num_iterations = 48  # of search and learning
@@ -47,6 +47,7 @@ def get_config(arg=None):
   config.network.value_hidden_width = 64  # hidden units of the value head
   config.network.rope_base = 100.0  # short rows: positions stay apart
   config.network.tied_embeddings = True  # the embedding is the policy head too
+  config.network.embedding_scale = 10.0  # about the root of the width
   config.network.number_features = True  # embeddings start from number values
 
   config.mesh = ConfigDict()
@@ -69,7 +70,7 @@ def get_config(arg=None):
   config.search.batch_size = 64  # searched at a time
   config.search.num_candidates = 8  # steps sampled at an expansion
   config.search.num_expansions = 9  # at most, a problem
-  config.search.num_simulations = 72  # a problem
+  config.search.num_simulations = 288  # a problem
   config.search.num_parallel_leaves = 1  # expansions a tree and round
   config.search.rule = "puct"  # puct, uct or gumbel
   config.search.select_by = "outcome"  # outcome or visits
@@ -87,22 +88,22 @@ def get_config(arg=None):
   config.learn.num_updates = 200  # an iteration
   config.learn.updates_per_call = 20  # of the compiled program
   config.learn.num_microbatches = 1  # groups of rows, on each device
-  config.learn.value_coefficient = 0.5  # of the value loss
-  config.learn.average_decay = 0.99  # of the parameters that search
+  config.learn.value_coefficient = 0.25  # of the value loss
+  config.learn.average_decay = 0.995  # of the parameters that search
   config.learn.rows = ConfigDict()  # of a batch, by kind
-  config.learn.rows.search = 4
+  config.learn.rows.search = 3
   config.learn.rows.expert = 2
-  config.learn.rows.hindsight = 4
-  config.learn.rows.hindsight_play = 38
-  config.learn.rows.consequences = 8
-  config.learn.rows.value = 8
+  config.learn.rows.hindsight = 3
+  config.learn.rows.hindsight_play = 44
+  config.learn.rows.consequences = 6
+  config.learn.rows.value = 6
   config.learn.optimizer = ConfigDict()
   config.learn.optimizer.name = "adamw"  # adamw or lion
   config.learn.optimizer.learning_rate = 3e-3
   config.learn.optimizer.warmup_updates = 100
   config.learn.optimizer.schedule = "cosine"  # constant, linear or cosine
   config.learn.optimizer.end_fraction = 0.01  # last rate / highest rate
-  config.learn.optimizer.weight_decay = 0.1
+  config.learn.optimizer.weight_decay = 0.02
   config.learn.optimizer.clip_norm = 1.0
   config.learn.optimizer.b1 = 0.9
   config.learn.optimizer.b2 = 0.99
@@ -129,6 +130,18 @@ def get_config(arg=None):
   config.checkpoint.interval = 1  # iterations
   config.checkpoint.keep_every = 13  # besides the last and the best
   config.checkpoint.num_samples = 50  # solutions written an iteration
+
+  if arg == "no_hindsight":
+    # What is left to learn from are the solutions that search finds itself, so
+    # more problems are searched and all that was found is kept.
+    config.search.num_problems = 256
+    config.experience.max_search = 150_000
+    config.learn.rows.hindsight = 0
+    config.learn.rows.hindsight_play = 0
+    config.learn.rows.search = 8
+    config.learn.rows.expert = 36
+    config.learn.rows.consequences = 12
+    config.learn.rows.value = 8
 
   if arg == "smoke":
     config.num_iterations = 3

@@ -304,7 +304,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 def run(main: Callable[[Sequence[str]], Any]) -> None:
   """Runs a command; bad input ends with one line and exit code 2."""
-  from absl import app, flags
+  from absl import app, flags, logging
 
   def parse(argv):
     try:
@@ -313,6 +313,8 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
       _end(" ".join(str(error).split()))
 
   def guarded(argv):
+    # Below this level jax reports every accelerator it did not find.
+    logging.set_verbosity(logging.WARNING)
     try:
       return main(argv)
     except UserError as error:

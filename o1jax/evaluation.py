@@ -23,6 +23,7 @@ from o1jax.types import Problem, Verdict
 
 BOOTSTRAP_SEED = 7
 NUM_RESAMPLES = 1000
+SIMULATIONS_PER_NODE = 8
 CUT_OFF = Verdict(is_correct=False, reason="cut off", answer=None)
 
 
@@ -32,8 +33,8 @@ def strategy_options(
   """Options of a `Solver` that spends the tokens of `effort` solutions.
 
   An expansion decodes A steps, the R-th part of A solutions, so a tree gets
-  effort * R / A expansions. Its simulations are as many as its nodes: more
-  change nothing once every finished node is known.
+  effort * R / A expansions. Simulations cost no tokens: there are enough of
+  them for the expansions to be spent on most problems.
 
   Raises:
     ValueError: the effort does not pay for one expansion.
@@ -52,7 +53,7 @@ def strategy_options(
   return {
     "num_candidates": num_candidates,
     "num_expansions": expansions,
-    "num_simulations": expansions * num_candidates,
+    "num_simulations": SIMULATIONS_PER_NODE * expansions * num_candidates,
   }
 
 

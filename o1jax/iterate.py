@@ -287,7 +287,7 @@ def learn(
     The new state, and the means of the updates' metrics.
 
   Raises:
-    FloatingPointError: a gradient was not finite.
+    UserError: a gradient was not finite.
   """
   per_call = config.learn.updates_per_call
   history, dropped = [], 0
@@ -302,7 +302,7 @@ def learn(
     for name in history[0]
   }
   if values.pop("learn/is_finite") < 1:
-    raise FloatingPointError(
+    raise config_lib.UserError(
       "a gradient was not finite: lower learn.optimizer.learning_rate or "
       "learn.optimizer.clip_norm, and start again from the last checkpoint"
     )
@@ -431,13 +431,14 @@ class RunWriter:
     values: Mapping[str, float],
   ) -> None:
     """Saves all that survives the iteration; updates the report."""
-    self.checkpoints.save(
-      iteration,
-      state=state,
-      host=experience.to_arrays(),
-      meta={"metrics_cursor": self._jsonl.cursor()},
-      metric=values["eval/greedy_accuracy"],
-    )
+    with config_lib.user_input():
+      self.checkpoints.save(
+        iteration,
+        state=state,
+        host=experience.to_arrays(),
+        meta={"metrics_cursor": self._jsonl.cursor()},
+        metric=values["eval/greedy_accuracy"],
+      )
     report.write_report(self._workdir)
 
   def close(self) -> None:

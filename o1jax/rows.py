@@ -37,10 +37,10 @@ DEMONSTRATIONS = {
 }
 # Kind of row -> (pool of the experience, policy weights, value positions).
 POOLS = {
-  "search": ("search", "step_weights", "steps"),
+  "search": ("search", "step_weights", "all"),
   "expert": ("expert", "ones", "none"),
   "hindsight": ("hindsight", "ones", "none"),
-  "value": ("search", "zeros", "steps"),
+  "value": ("search", "zeros", "all"),
 }
 
 
@@ -128,6 +128,8 @@ class RowMaker:
 
   def _demonstrations(self, rng, kind, count):
     pairs = self._task.demonstrations(DEMONSTRATIONS[kind], rng, count)
+    # Plays of the same numbers come one after another: spread them out.
+    pairs = [pairs[i] for i in rng.permutation(count)]
     encode = self._policy.tokenizer.encode_batch
     prompts = [np.array(p) for p in encode([p.prompt for p, _ in pairs])]
     texts = encode([text for _, text in pairs])

@@ -271,7 +271,9 @@ class Solver:
       else driver.run_on_device(on_mesh)
     )
     self._mesh = mesh
+    # Of the batch being searched: its problems, and texts checked for each.
     self._problems: Sequence[Problem] = ()
+    self._asked: list[list[str]] = []
     self._watch: Watch | None = None
 
   def __call__(
@@ -300,9 +302,8 @@ class Solver:
     return found
 
   def _search_batch(self, params, key, problems, count) -> list[Searched]:
-    self._problems = problems
-    if self._verifier is not None:
-      self._verifier.start_search()
+    self._problems = problems[:count]
+    self._asked = [[] for _ in problems]
     batch = mesh_lib.shard_batch(
       encode_problems(self._policy, problems), self._mesh
     )
@@ -311,9 +312,6 @@ class Solver:
       (_host_fields(state), self._select(state), state.cost)
     )
     fields, selected, cost = read
-    requests = distinct = np.zeros(len(problems), np.int32)
-    if self._verifier is not None:
-      requests, distinct = self._verifier.counts(problems)
     searched = []
     for i in range(count):
       nodes = {name: array[i] for name, array in fields.items()}
@@ -322,8 +320,8 @@ class Solver:
         "generated_tokens": int(cost.generated_tokens[i]),
         "forward_tokens": int(cost.forward_tokens[i]),
         "simulations": int(cost.simulations[i]),
-        "verifier_requests": int(requests[i]),
-        "verifier_distinct": int(distinct[i]),
+        "verifier_requests": len(self._asked[i]),
+        "verifier_distinct": len(set(self._asked[i])),
       }
       if self._votes:
         chosen = self._vote(problems[i], solutions)
@@ -384,6 +382,10 @@ class Solver:
     if self._verifier is None:
       return None
     outcome = np.full(is_open.shape, np.nan, np.float32)
+    # Rows that only fill the batch are nobody's cost.
+    is_real = np.arange(len(outcome)) < len(self._problems)
+    is_open = is_open & is_real[:, None, None]
+    is_rolled = is_rolled & is_real[:, None, None]
     asked, texts = [], []
     for b, w, a in zip(*np.nonzero(is_open), strict=True):
       texts.append(self._text(tokens[b, w, a][mask[b, w, a]]))
@@ -392,9 +394,13 @@ class Solver:
       outcome[b, w, a] = 0.0
       start = tokens[b, w, a][mask[b, w, a]]
       for rollout in rollouts[b, w, a]:
-        texts.append(self._text(np.concatenate([start, rollout])))
-        asked.append((b, w, a))
+        # One that was cut off has no answer.
+        if self._policy.tokenizer.eos_id in rollout:
+          texts.append(self._text(np.concatenate([start, rollout])))
+          asked.append((b, w, a))
     problems = [self._problems[b] for b, _, _ in asked]
+    for (b, _, _), text in zip(asked, texts, strict=True):
+      self._asked[b].append(text)
     verdicts = self._verifier.check(problems, texts)
     share = 1.0 / max(rollouts.shape[3], 1)
     for (b, w, a), verdict in zip(asked, verdicts, strict=True):

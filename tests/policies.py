@@ -61,13 +61,13 @@ def tiny_policy() -> Policy:
     shape = (1,) * (hidden.ndim - 1) + (tokenizer.vocab_size,)
     return network.policy_logits(params, hidden) + bias.reshape(shape)
 
-  network = network._replace(policy_logits=policy_logits)
-  return Policy(network, tokenizer, LENGTHS)
+  biased = network._replace(policy_logits=policy_logits)
+  return Policy(biased, tokenizer, LENGTHS)
 
 
 @functools.cache
 def tiny_params():
   """Its parameters; different texts have clearly different values."""
   params = tiny_policy().network.init(jax.random.key(0))
-  params["value_head"] = jax.tree.map(lambda x: 8 * x, params["value_head"])
+  params["value_head"] = jax.tree.map(lambda x: 2 * x, params["value_head"])
   return params

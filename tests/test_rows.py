@@ -1,0 +1,241 @@
+"""Rows for an update, against texts read by hand."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from o1jax.experience import Experience
+from o1jax.policy.tokenizer import train_tokenizer
+from o1jax.rows import DEMONSTRATIONS, POOLS, RowMaker, check_mix
+from o1jax.solver import Lengths, Policy
+from o1jax.tasks import make_task
+from o1jax.types import ScoredSolution
+from policies import tiny_policy
+
+TASK = make_task("countdown", num_numbers=3, min_number=1, max_number=9)
+ARITHMETIC = make_task("arithmetic", num_terms=3, max_digits=2)
+LIMITS = dict(
+  max_search=9, max_hindsight=9, max_demonstrations=9, max_expert_per_problem=2
+)
+
+
+def make_experience(entries=()):
+  experience = Experience(**LIMITS)
+  experience.add(entries)
+  return experience
+
+
+def entry(text, reward, source="search", seed=0):
+  (problem,) = TASK.sample_problems(np.random.default_rng(seed), 1)
+  tokens = np.array(tiny_policy().encode_solution(text), np.int32)
+  numbers = np.random.default_rng(seed).uniform(size=len(tokens))
+  return ScoredSolution(
+    problem=problem,
+    text=text,
+    tokens=tokens,
+    step_weights=numbers.astype(np.float32),
+    behavior_log_probs=numbers,
+    policy_log_probs=numbers,
+    outcome_reward=reward,
+    verdict="toy",
+    iteration=0,
+    source=source,
+  )
+
+
+def rows_of(batches):
+  """Each row of `[K, B, T]` batches as `(text, text that is learned)`.
+
+  The learned text is that of the tokens whose log-prob has weight, with <eos>
+  for the end mark; dots stand for what lies between.
+  """
+  tokenizer = tiny_policy().tokenizer
+  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
+  rows = []
+  for tokens, length, weights in zip(
+    flat.tokens.tolist(), flat.lengths, flat.policy_weights, strict=True
+  ):
+    tokens = tokens[:length]
+    assert not weights[max(length - 1, 0) :].any()
+    words = [tokenizer.decode([t]) for t in tokens]
+    words = [
+      "<eos>" if t == tokenizer.eos_id else word
+      for t, word in zip(tokens, words, strict=True)
+    ]
+    has_weight = [False, *(weights[: length - 1] > 0)] if length else []
+    learned = "".join(
+      word if weighs else "." for word, weighs in zip(words, has_weight)
+    )
+    rows.append(("".join(words), learned))
+  return rows
+
+
+def make_batches(mix, experience=None, seed=0, num_batches=2, policy=None):
+  maker = RowMaker(policy or tiny_policy(), TASK, mix)
+  rng = np.random.default_rng(seed)
+  return maker.batches(rng, experience or make_experience(), num_batches)
+
+
+def test_demonstrations_are_learned_from_the_first_token_of_the_solution_on():
+  batches, dropped = make_batches({"random_play": 8})
+  assert batches.tokens.shape == (2, 8, tiny_policy().lengths.row_tokens)
+  assert dropped == 0 and not batches.value_weights.any()
+  for text, learned in rows_of(batches):
+    prompt, _, solution = text.partition("\n")
+    assert learned.strip(".") == solution
+    assert TASK.parse(prompt) and solution.endswith(")<eos>")
+    assert all(TASK.judge_steps(TASK.parse(prompt), solution[:-5]))
+
+
+def consequences_of(text):
+  """By text alone: what a line calculates, up to the end of the line."""
+  prompt, _, solution = text.partition("\n")
+  lines = solution.split("\n")
+  return [line.partition(" = ")[2] for line in lines]
+
+
+def test_consequences_are_what_follows_from_the_choice_of_a_step():
+  tokenizer = tiny_policy().tokenizer
+  batches, _ = make_batches({"consequences": 40})
+  with_minus = 0
+  for text, learned in rows_of(batches):
+    *firsts, last = consequences_of(text)
+    # The newline that ends a step follows from it as well, and so does the end.
+    expected = [f"{rest}\n" for rest in firsts] + [last]
+    found = [part for part in learned.split(".") if part]
+    # A piece that joins the mark and a minus is the mark's.
+    pieces = [rest.removeprefix("-") for rest in expected]
+    assert found in (expected, pieces)
+    with_minus += expected != pieces
+  assert with_minus
+  assert tokenizer.encode(TASK.consequence_mark) == [
+    tokenizer.encode("1 = 2")[1]
+  ]
+
+
+def test_each_pool_gives_its_own_weights():
+  solution = "1 + 2 = 3 (left: 4 3)\n4 + 3 = 7 (left: 7)"
+  found = entry(solution, 1.0)
+  failed = entry("1 + 1 = 2 (left: 5 2)\n5 * 2 = 10 (left: 10)", 0.0, seed=1)
+  relabelled = entry(failed.text, 1.0, "hindsight", seed=2)
+  experience = make_experience([found, failed, relabelled])
+  mix = {"search": 2, "expert": 2, "hindsight": 1, "value": 2}
+  batches, dropped = make_batches(mix, experience, num_batches=1)
+  assert dropped == 0
+  rows = [jax.tree.map(lambda x: x[0, i], batches) for i in range(7)]  # noqa: B023
+  prompts = [
+    tiny_policy().tokenizer.encode(e.problem.prompt)
+    for e in (found, failed, relabelled)
+  ]
+  whole = {
+    (*prompt, *e.tokens.tolist()): (e, len(prompt))
+    for prompt, e in zip(prompts, (found, failed, relabelled), strict=True)
+  }
+
+  def read(row):
+    return whole[tuple(row.tokens[: row.lengths].tolist())]
+
+  ends = (tiny_policy().tokenizer.newline_id, tiny_policy().tokenizer.eos_id)
+  kinds = ["search"] * 2 + ["expert"] * 2 + ["hindsight"] + ["value"] * 2
+  drawn = {}
+  for kind, row in zip(kinds, rows, strict=True):
+    e, start = read(row)
+    drawn.setdefault(kind, []).append(e.source + e.text)
+    weights = {
+      "search": e.step_weights,
+      "value": np.zeros(len(e.tokens)),
+    }
+    expected = weights[kind] if kind in weights else np.ones(len(e.tokens))
+    learned = row.policy_weights[start - 1 : row.lengths - 1]
+    np.testing.assert_array_equal(learned, expected.astype(np.float32))
+    assert row.policy_weights.sum() == learned.sum()
+    targets = np.zeros(len(row.tokens))
+    if kind in ("search", "value"):
+      targets[start - 1] = 1
+      for t in range(start, row.lengths):
+        targets[t] = row.tokens[t] in ends
+    np.testing.assert_array_equal(row.value_weights, targets)
+    np.testing.assert_array_equal(row.value_targets, targets * e.outcome_reward)
+  every_search = {e.source + e.text for e in (found, failed)}
+  assert set(drawn["search"]) == set(drawn["value"]) == every_search
+  correct = {e.source + e.text for e in (found, relabelled)}
+  assert set(drawn["expert"]) == correct
+  assert drawn["hindsight"] == [relabelled.source + relabelled.text]
+
+
+def test_empty_pools_give_empty_rows():
+  batches, dropped = make_batches(dict.fromkeys(POOLS, 3))
+  assert batches.tokens.shape[:2] == (2, 3 * len(POOLS)) and dropped == 0
+  for name in ("lengths", "policy_weights", "value_weights", "value_targets"):
+    assert not getattr(batches, name).any()
+  assert (batches.tokens == tiny_policy().tokenizer.pad_id).all()
+
+
+def test_rows_depend_on_the_generator_alone():
+  mix = dict.fromkeys(DEMONSTRATIONS, 2) | {"search": 2, "optimal": 0}
+  experience = make_experience(
+    [entry("1 + 2 = 3", 1.0, seed=i) for i in (0, 5)]
+  )
+  one, _ = make_batches(mix, experience, seed=4)
+  two, _ = make_batches(mix, experience, seed=4)
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+  other, _ = make_batches(mix, experience, seed=5)
+  assert (one.tokens != other.tokens).any()
+  # Batches of one call differ.
+  assert (one.tokens[0] != one.tokens[1]).any()
+
+
+def test_every_kind_of_demonstration_is_the_tasks_own():
+  assert set(DEMONSTRATIONS.values()) <= set(TASK.demonstration_kinds)
+  batches, _ = make_batches(
+    dict.fromkeys(("optimal", "hindsight_play", "search_trace"), 4)
+  )
+  rows = rows_of(batches)
+  rows = [rows[start + i] for start in (0, 12) for i in range(8)]
+  for text, _ in rows:
+    prompt, _, solution = text.removesuffix("<eos>").partition("\n")
+    assert TASK.check(TASK.parse(prompt), solution).is_correct
+
+
+def test_rows_that_are_too_long_are_dropped_and_counted():
+  policy = tiny_policy()
+  short = dataclasses.replace(policy, lengths=Lengths(14, 5, 2, 34))
+  batches, dropped = make_batches({"random_play": 30}, policy=short)
+  assert batches.tokens.shape == (2, 30, 34)
+  assert 0 < dropped < 60
+  assert dropped == (batches.lengths == 0).sum()
+
+
+@pytest.mark.parametrize(
+  "mix, words",
+  [
+    ({"serch": 4}, "learn.rows.serch is unknown: rows are random_play"),
+    ({"search": -4}, "learn.rows.search=-4 must be 0 or more"),
+    ({"search": 0, "value": 0}, "learn.rows has no rows"),
+    ({}, "learn.rows has no rows"),
+    ({"random_play": 4}, "learn.rows.random_play=4, but task arithmetic"),
+  ],
+)
+def test_bad_mixes_are_refused(mix, words):
+  with pytest.raises(ValueError, match=words):
+    check_mix(mix, ARITHMETIC, "learn.rows")
+
+
+def test_good_mixes_are_counted():
+  mix = {"optimal": 3, "search": 2, "random_play": 0}
+  assert check_mix(mix, ARITHMETIC, "learn.rows") == 5
+
+
+def test_the_mark_is_found_where_numbers_are_longer():
+  texts = TASK.corpus(np.random.default_rng(0), 500)
+  tokenizer = train_tokenizer(texts, vocab_size=1400, max_digits_per_piece=3)
+  policy = Policy(None, tokenizer, tiny_policy().lengths)
+  batches, _ = make_batches({"consequences": 20}, policy=policy)
+  plain, _ = make_batches({"random_play": 20}, policy=policy)
+  np.testing.assert_array_equal(batches.tokens, plain.tokens)
+  is_operand = (batches.policy_weights == 0) & (plain.policy_weights == 1)
+  # Two operands, an operation and the mark a line.
+  assert (is_operand.sum(-1) >= 8).all()
+  assert (batches.policy_weights.sum(-1) >= 8).all()

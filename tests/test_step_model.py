@@ -371,7 +371,9 @@ def test_equal_candidates_are_merged_and_priors_corrected():
       at = step_logits(text, logits[i])
       index = np.arange(len(step))
       policy = np.exp(log_softmax(at)[index, step].sum())
-      behavior = np.prod([drawn_from(r)[t] for r, t in zip(at, step, strict=True)])
+      behavior = np.prod(
+        [drawn_from(r)[t] for r, t in zip(at, step, strict=True)]
+      )
       assert bool(state.tree.is_valid[text.row, text.node]) == (
         step not in seen
       )

@@ -205,14 +205,14 @@ def test_finds_the_best_first_step_of_enumerated_games(rule, rule_options):
   np.testing.assert_array_equal(read(tree.reward, most_visited(tree)), 1.0)
 
 
-def small_search(world: World, root: int):
-  """Twelve simulations in a tree that holds four expansions of two."""
+def small_search(world: World, roots: list[int]):
+  """Twelve simulations in eight trees that hold four expansions of two."""
   strategy, search = table_search(2, num_simulations=12, capacity=9)
-  return strategy, search(world.params, jax.random.key(0), problems([root]))
+  return strategy, search(world.params, jax.random.key(0), problems(roots))
 
 
 def test_drawn_tree_by_hand(float64):
-  strategy, state = small_search(drawn_tree(), 0)
+  strategy, state = small_search(drawn_tree(), [0, 1, 2, 3] * 2)
   visits = visits_by_path(state.tree, 0)
   # The prior sends the first simulation to 1. Below it are outcomes of .2 and
   # .4, below 2 one of 1, so that 2 takes over.
@@ -229,7 +229,7 @@ def test_drawn_tree_by_hand(float64):
 
 
 def test_dead_ends_back_up_their_value_and_the_search_goes_on(float64):
-  strategy, state = small_search(drawn_tree(), 3)
+  strategy, state = small_search(drawn_tree(), [3, 3, 0, 0] * 2)
   assert int(state.cost.simulations[0]) == 12
   assert visits_by_path(state.tree, 0) == {(): 13}
   np.testing.assert_allclose(state.tree.mean_value[0, ROOT], 0.1, 1e-6)
@@ -237,20 +237,25 @@ def test_dead_ends_back_up_their_value_and_the_search_goes_on(float64):
 
 
 def test_a_full_tree_stops_and_says_so(float64):
-  world = random_graph(3, num_candidates=2, num_states=4)
-  strategy, state = small_search(world, 0)
-  assert bool(state.is_full[0]) and bool(strategy.is_done(state)[0])
-  simulations = int(state.cost.simulations[0])
-  assert 4 <= simulations < 12
-  assert int(state.tree.next_free[0]) == 9
-  assert int(state.tree.num_visits[0, ROOT]) == simulations + 1
-  # It did what a search of that many simulations does.
-  expected = DictionaryMCTS(world, 0, rule="puct", num_simulations=simulations)
-  assert visits_by_path(state.tree, 0) == expected.visits
+  world = random_graph(4, num_candidates=2, num_states=16)
+  strategy, state = small_search(world, list(range(8)))
+  assert np.all(state.is_full) and np.all(strategy.is_done(state))
+  np.testing.assert_array_equal(state.tree.next_free, 9)
+  for row in range(8):
+    simulations = int(state.cost.simulations[row])
+    assert 4 <= simulations < 12
+    # It did what a search of that many simulations does, and the next one
+    # would have needed an expansion.
+    run = functools.partial(DictionaryMCTS, world, row, rule="puct")
+    expected = run(num_simulations=simulations).visits
+    assert visits_by_path(state.tree, row) == expected
+    longer = run(num_simulations=simulations + 1).visits
+    (added,) = set(longer) - set(expected)
+    assert expected[added[:-1]] == 1
 
 
 def test_solutions_are_chosen_by_outcome_or_by_visits(float64):
-  _, state = small_search(drawn_tree(), 0)
+  _, state = small_search(drawn_tree(), [0, 1, 2, 3] * 2)
   tree = state.tree
   left = int(tree.first_child[0, 1])
   visits = np.asarray(tree.num_visits).copy()

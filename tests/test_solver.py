@@ -1,0 +1,353 @@
+"""Every strategy through one battery; the readings against plain Python."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from o1jax import mesh as mesh_lib
+from o1jax import solver as solver_lib
+from o1jax.search import ROOT
+from o1jax.solver import Solver, step_weights, tree_record
+from o1jax.types import Problem
+from policies import LENGTHS, ToyTask, tiny_params, tiny_policy
+
+N, A, EXPANSIONS, ROLLOUTS, BATCH = 6, 3, 6, 2, 8
+TASK = ToyTask(num_numbers=3, min_number=1, max_number=9)
+PROBLEMS = TASK.sample_problems(np.random.default_rng(0), BATCH + 2)
+TREE = dict(
+  num_candidates=A, num_expansions=EXPANSIONS, num_simulations=EXPANSIONS * A
+)
+CASES = {
+  "mcts-value": dict(strategy="mcts", **TREE),
+  "mcts-checker": dict(
+    strategy="mcts",
+    reward="checker",
+    num_rollouts=ROLLOUTS,
+    rollout_weight=1.0,
+    **TREE,
+  ),
+  "best_of_n-value": dict(strategy="best_of_n", num_candidates=N),
+  "best_of_n-checker": dict(
+    strategy="best_of_n", num_candidates=N, reward="checker"
+  ),
+  "majority_vote": dict(strategy="majority_vote", num_candidates=N),
+  "greedy": dict(strategy="greedy"),
+}
+
+
+def make_solver(num_devices=2, **options):
+  defaults = dict(batch_size=BATCH, task=TASK)
+  mesh = mesh_lib.make_mesh({"data": num_devices})
+  return Solver(tiny_policy(), mesh=mesh, **defaults | options)
+
+
+@functools.cache
+def solver(case):
+  return make_solver(**CASES[case])
+
+
+@functools.cache
+def searched(case):
+  # Two more problems than a batch holds.
+  return solver(case)(tiny_params(), jax.random.key(3), PROBLEMS)
+
+
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def assert_same(one, other):
+  assert one.problem == other.problem
+  assert one.selected == other.selected
+  assert one.cost == other.cost
+  assert one.nodes.keys() == other.nodes.keys()
+  for name, left in one.nodes.items():
+    np.testing.assert_array_equal(left, other.nodes[name], err_msg=name)
+
+
+def children(nodes, node):
+  return np.flatnonzero(nodes["is_valid"] & (nodes["parent"] == node))
+
+
+@every_case
+def test_the_same_key_gives_the_same_search(case):
+  # In another row, behind another problem, and from the memory of verdicts.
+  again = solver(case)(tiny_params(), jax.random.key(3), PROBLEMS[::-1])
+  for one, other in zip(searched(case), again[::-1], strict=True):
+    assert_same(one, other)
+  if case != "greedy":
+    other = solver(case)(tiny_params(), jax.random.key(4), PROBLEMS[:BATCH])
+    texts = [[s.text for s in one.solutions] for one in other]
+    assert texts != [[s.text for s in one.solutions] for one in searched(case)]
+
+
+@every_case
+def test_solutions_are_the_paths_of_the_tree(case):
+  policy, num_found = tiny_policy(), 0
+  for one, problem in zip(searched(case), PROBLEMS, strict=True):
+    nodes = one.nodes
+    assert one.problem == problem
+    ends = np.flatnonzero(nodes["is_terminal"] & nodes["is_valid"])
+    assert [s.node for s in one.solutions] == ends.tolist()
+    for solution in one.solutions:
+      path = [solution.node]
+      while nodes["parent"][path[0]] != ROOT:
+        path.insert(0, int(nodes["parent"][path[0]]))
+      assert list(solution.path) == path
+      steps = [(n, int(nodes["lengths"][n])) for n in path]
+      for name in ("tokens", "behavior_log_probs", "policy_log_probs"):
+        expected = np.concatenate([nodes[name][n, :size] for n, size in steps])
+        np.testing.assert_array_equal(getattr(solution, name), expected)
+      assert solution.text == policy.tokenizer.decode(solution.tokens.tolist())
+      has_end = solution.tokens[-1] == policy.tokenizer.eos_id
+      assert solution.is_finished == has_end
+      assert solution.num_visits == nodes["num_visits"][solution.node]
+      num_found += has_end
+  assert num_found >= len(PROBLEMS) / 2
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c != "majority_vote"])
+def test_the_selected_solution_has_the_best_outcome(case):
+  for one in searched(case):
+    outcomes = [s.outcome for s in one.solutions]
+    if not outcomes:
+      assert one.selected is None
+      continue
+    chosen = one.solutions[one.selected]
+    assert chosen.outcome == max(outcomes)
+    assert all(s.outcome == 0 for s in one.solutions if not s.is_finished)
+
+
+def test_majority_vote_is_a_count_by_hand():
+  winners = set()
+  for one in searched("majority_vote"):
+    ballots = [
+      TASK.check(one.problem, s.text).answer if s.is_finished else None
+      for s in one.solutions
+    ]
+    voting = [answer for answer in ballots if answer is not None]
+    if not voting:
+      assert one.selected is None
+      continue
+    counts = {answer: voting.count(answer) for answer in voting}
+    most = [a for a in counts if counts[a] == max(counts.values())]
+    assert one.selected == ballots.index(most[0])
+    winners.add(one.selected)
+    # Votes count each candidate, equal texts too.
+    assert len(one.solutions) == N
+  assert len(winners) > 1
+
+
+@pytest.mark.parametrize("case", ["mcts-checker", "best_of_n-checker"])
+def test_the_checker_is_the_reward_and_is_counted(case):
+  outcomes = set()
+  for one in searched(case):
+    finished = [s for s in one.solutions if s.is_finished]
+    for solution in finished:
+      verdict = TASK.check(one.problem, solution.text)
+      assert solution.outcome == float(verdict.is_correct)
+      outcomes.add(solution.outcome)
+    nodes = one.nodes
+    is_open = nodes["is_valid"] & ~nodes["is_terminal"] & (nodes["depth"] > 0)
+    requests, distinct = (
+      one.cost[f"verifier_{name}"] for name in ("requests", "distinct")
+    )
+    texts = {s.text for s in finished}
+    if case == "best_of_n-checker":
+      assert (requests, distinct) == (len(finished), len(texts))
+    else:
+      # Rollouts that were cut off are not asked for.
+      most = ROLLOUTS * int(is_open.sum())
+      assert len(finished) <= requests <= len(finished) + most
+      assert len(texts) <= distinct <= requests
+  assert outcomes == {0.0, 1.0}
+
+
+def test_rollouts_are_checked_and_give_the_value():
+  values = set()
+  for one in searched("mcts-checker"):
+    nodes = one.nodes
+    visits, mean = nodes["num_visits"], nodes["mean_value"]
+    is_open = nodes["is_valid"] & ~nodes["is_terminal"] & (visits > 0)
+    for node in np.flatnonzero(is_open & (nodes["depth"] > 0)):
+      # What the node itself added to the sum of its returns.
+      below = children(nodes, node)
+      returns = visits[below] * (nodes["reward"][below] + mean[below])
+      values.add(round(float(visits[node] * mean[node] - returns.sum()), 4))
+  assert values == {0.0, 1 / ROLLOUTS, 1.0}
+
+
+@every_case
+def test_costs_are_counted_from_the_tree(case):
+  rolled = 0
+  for one in searched(case):
+    cost, nodes = one.cost, one.nodes
+    written = int(nodes["lengths"].sum())
+    prompt = len(tiny_policy().tokenizer.encode(one.problem.prompt))
+    assert cost["forward_tokens"] == cost["generated_tokens"] + prompt
+    rolled += cost["generated_tokens"] - written
+    if case != "mcts-checker":
+      assert cost["generated_tokens"] == written
+    if "checker" not in case:
+      assert cost["verifier_requests"] == cost["verifier_distinct"] == 0
+    visits = nodes["num_visits"]
+    below = sum(int(visits[n]) for n in children(nodes, ROOT))
+    assert below == cost["simulations"]
+    if "mcts" in case:
+      num_expanded = len(set(nodes["parent"][nodes["lengths"] > 0].tolist()))
+      assert num_expanded <= EXPANSIONS
+      assert cost["simulations"] <= EXPANSIONS * A
+  assert rolled or case != "mcts-checker"
+
+
+@every_case
+def test_steps_weigh_their_share_of_visits_once(case):
+  shared = 0
+  for one in searched(case):
+    nodes, weights = one.nodes, step_weights(one)
+    assert list(weights) == [s.node for s in one.solutions]
+    carried = {}
+    for solution in one.solutions:
+      spans = np.split(
+        weights[solution.node],
+        np.cumsum([nodes["lengths"][n] for n in solution.path])[:-1],
+      )
+      for node, span in zip(solution.path, spans, strict=True):
+        (weight,) = set(span.tolist())
+        shared += node in carried
+        carried.setdefault(node, []).append(weight)
+    for node, found in carried.items():
+      siblings = children(nodes, nodes["parent"][node])
+      visits = nodes["num_visits"]
+      share = visits[node] / max(sum(int(visits[n]) for n in siblings), 1)
+      # One solution carries the edge, the others weigh nothing.
+      np.testing.assert_allclose(found[0], share, rtol=1e-6)
+      assert not any(found[1:])
+    for node in {int(nodes["parent"][n]) for n in carried}:
+      of_siblings = [
+        carried[n][0] for n in children(nodes, node) if n in carried
+      ]
+      assert sum(of_siblings) <= 1 + 1e-6
+  assert shared or "mcts" not in case
+
+
+def test_greedy_takes_the_likeliest_token():
+  policy = tiny_policy()
+  for one in searched("greedy")[:2]:
+    (solution,) = one.solutions
+    tokens = policy.tokenizer.encode(one.problem.prompt)
+    start = len(tokens)
+    tokens = np.array([*tokens, *solution.tokens.tolist()])[None]
+    hidden, _ = policy.network.apply(
+      tiny_params(), tokens, np.arange(tokens.shape[1])[None]
+    )
+    logits = policy.network.policy_logits(tiny_params(), hidden)
+    likeliest = np.argmax(logits[0, start - 1 : -1], axis=-1)
+    np.testing.assert_array_equal(solution.tokens, likeliest)
+    np.testing.assert_array_equal(solution.behavior_log_probs, 0)
+
+
+@pytest.mark.parametrize(
+  "case",
+  ["best_of_n-value", pytest.param("mcts-value", marks=pytest.mark.slow)],
+)
+def test_one_device_is_two_is_eight(case):
+  for num_devices in (1, 8):
+    other = make_solver(num_devices, **CASES[case])
+    found = other(tiny_params(), jax.random.key(3), PROBLEMS)
+    for one, two in zip(found, searched(case), strict=True):
+      assert [s.text for s in one.solutions] == [s.text for s in two.solutions]
+      assert one.cost == two.cost
+      # Equal texts have equal outcomes but for the last bit.
+      answers = [x.solutions[x.selected].text for x in (one, two)]
+      assert answers[0] == answers[1]
+      for name, left in one.nodes.items():
+        if name == "texts":
+          continue
+        np.testing.assert_allclose(
+          left, two.nodes[name], atol=1e-5, err_msg=name
+        )
+
+
+def test_the_watch_sees_what_the_first_problem_reaches():
+  seen = []
+  solver("mcts-checker")(
+    tiny_params(), jax.random.key(3), PROBLEMS[:1], watch=seen.append
+  )
+  (one, *_) = searched("mcts-checker")
+  nodes, expected = one.nodes, set()
+  for node in np.flatnonzero(nodes["is_valid"] & (nodes["depth"] > 0)):
+    path = [int(node)]
+    while nodes["parent"][path[0]] != ROOT:
+      path.insert(0, int(nodes["parent"][path[0]]))
+    expected.add("".join(nodes["texts"][n] for n in path))
+  assert {text for texts in seen for text in texts} == expected
+
+
+def test_a_tree_becomes_plain_values():
+  (one, *_) = searched("mcts-checker")
+  marks = {s.node: s.outcome == 1 for s in one.solutions}
+  record = tree_record(one, marks, 7)
+  assert record["problem"] == one.problem.prompt.strip()
+  assert record["iteration"] == 7
+  kept = np.flatnonzero(one.nodes["is_valid"])
+  assert len(record["nodes"]) == len(kept)
+  for row, node in zip(record["nodes"], kept.tolist(), strict=True):
+    parent = int(one.nodes["parent"][node])
+    expected = kept.tolist().index(parent) if node else -1
+    assert row["parent"] == expected
+    assert row["text"] + "\n" * 9 >= one.nodes["texts"][node]
+    assert row["num_visits"] == one.nodes["num_visits"][node]
+    assert row["is_correct"] == marks.get(node)
+  by_parent = {}
+  for row in record["nodes"][1:]:
+    by_parent.setdefault(row["parent"], []).append(row["prior"])
+  assert by_parent
+  for priors in by_parent.values():
+    np.testing.assert_allclose(sum(priors), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "options, words",
+  [
+    ({"strategy": "mtcs"}, "strategy='mtcs': choose one of mcts, best_of_n"),
+    ({"reward": "oracle"}, "reward='oracle': choose one of checker, value"),
+    ({"rollout_weight": 0.5}, "rollout_weight=0.5 needs num_rollouts"),
+    ({"batch_size": 3}, "batch_size=3 does not divide over 2 devices"),
+    ({"rule": "puctt"}, "puctt"),
+    ({"select_by": "value"}, "unknown select_by 'value'"),
+    ({"memory": "disk"}, "memory='disk'"),
+    ({"num_candidates": 0}, "num_candidates=0"),
+    ({"num_simulations": 0}, "num_simulations=0"),
+    ({"num_expansions": 0}, "capacity"),
+    ({"num_parallel_leaves": 0}, "num_parallel_leaves=0"),
+    ({"temperature": -1.0}, "temperature=-1.0"),
+    ({"top_p": 0.0}, "top_p=0.0"),
+    ({"num_workers": -1, "reward": "checker"}, "num_workers=-1"),
+  ],
+)
+def test_bad_fields_are_refused(options, words):
+  with pytest.raises(ValueError, match=words):
+    make_solver(**dict(strategy="mcts") | options)
+
+
+def test_a_prompt_that_does_not_fit_is_refused():
+  long = Problem("toy/long", "toy", "1 " * LENGTHS.prompt_tokens + "\n", {})
+  with pytest.raises(ValueError, match="prompt_tokens"):
+    solver_lib.encode_problems(tiny_policy(), [PROBLEMS[0], long])
+
+
+def test_problems_become_arrays():
+  batch = solver_lib.encode_problems(tiny_policy(), PROBLEMS[:3])
+  tokenizer = tiny_policy().tokenizer
+  for i, problem in enumerate(PROBLEMS[:3]):
+    ids = tokenizer.encode(problem.prompt)
+    assert batch.tokens[i].tolist() == ids + [tokenizer.pad_id] * (
+      LENGTHS.prompt_tokens - len(ids)
+    )
+    assert batch.lengths[i] == len(ids)
+  # Reference values of FNV-1a, 32 bits.
+  for text, expected in (("", 0x811C9DC5), ("a", 0xE40C292C)):
+    problem = Problem(text, "toy", "", {})
+    assert solver_lib.problem_seed(problem) == expected
