@@ -75,22 +75,28 @@ def task_of(config: Any) -> Task:
 
 
 def tokenizer_of(config: Any, task: Task, workdir: pathlib.Path) -> Tokenizer:
-  """The workdir's tokenizer; trained and kept there at the first start."""
+  """The workdir's tokenizer; trained where there is none yet."""
   path = workdir / TOKENIZER_FILE
   if path.exists():
     with user_input():
       return Tokenizer.from_bytes(path.read_bytes())
   rng = np.random.default_rng([config.seed, TOKENIZER_STREAM])
   with user_input():
-    tokenizer = train_tokenizer(
+    return train_tokenizer(
       task.corpus(rng, config.tokenizer.num_texts),
       vocab_size=config.tokenizer.vocab_size,
       max_digits_per_piece=config.tokenizer.max_digits_per_piece,
     )
+
+
+def keep_tokenizer(tokenizer: Tokenizer, workdir: pathlib.Path) -> None:
+  """Writes the tokenizer into the workdir, unless it is there."""
+  path = workdir / TOKENIZER_FILE
+  if not path.exists():
     partial = path.with_suffix(".partial")
-    partial.write_bytes(tokenizer.to_bytes())
-    partial.replace(path)
-  return tokenizer
+    with user_input():
+      partial.write_bytes(tokenizer.to_bytes())
+      partial.replace(path)
 
 
 def policy_of(config: Any, tokenizer: Tokenizer) -> Policy:
@@ -128,7 +134,7 @@ def evaluator_of(
 
 
 def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
-  """All parts of a run.
+  """All parts of a run; writes nothing.
 
   Raises:
     UserError: a field that does not fit, with what to change.

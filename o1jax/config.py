@@ -152,11 +152,11 @@ def make_manifest(config: "ConfigDict") -> dict[str, Any]:
   }
 
 
-def open_workdir(workdir: str | os.PathLike, config: "ConfigDict") -> bool:
-  """Claims a workdir for a config, or checks that it is the config's own.
+def check_workdir(workdir: str | os.PathLike, config: "ConfigDict") -> bool:
+  """Checks that a workdir is the config's own or free; writes nothing.
 
   Args:
-    workdir: made if needed.
+    workdir: need not be there.
     config: resolved config of this run.
 
   Returns:
@@ -184,6 +184,14 @@ def open_workdir(workdir: str | os.PathLike, config: "ConfigDict") -> bool:
     raise UserError(
       f"{workdir} holds files but no {MANIFEST}: take an empty --workdir"
     )
+  return False
+
+
+def open_workdir(workdir: str | os.PathLike, config: "ConfigDict") -> bool:
+  """Claims a workdir, made if needed, for a config; else as `check_workdir`."""
+  if check_workdir(workdir, config):
+    return True
+  workdir = pathlib.Path(workdir)
   with user_input():
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(make_manifest(config), indent=2, sort_keys=True)

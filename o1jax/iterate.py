@@ -83,9 +83,11 @@ def run(
     UserError: a field, the workdir or a checkpoint does not fit.
   """
   workdir = pathlib.Path(workdir)
-  mesh = build.start_devices(config)
+  config_lib.check_workdir(workdir, config)
+  parts = build.build(config, workdir, build.start_devices(config))
+  # Claimed by a config that is known to work.
   config_lib.open_workdir(workdir, config)
-  parts = build.build(config, workdir, mesh)
+  build.keep_tokenizer(parts.policy.tokenizer, workdir)
   update_fn = make_updates(config, parts)
   writer = RunWriter(workdir, config)
   state, experience, first = restore(config, parts, writer)

@@ -145,12 +145,15 @@ class RowMaker:
   def _without_choices(self, batch: LearnerBatch) -> LearnerBatch:
     """Weight 0 on every token of a step up to the mark of its consequences.
 
-    The weight of a token lies at the position before it.
+    The weight of a token lies at the position before it. A piece may hold more
+    than the mark (" = -"): it has no weight, or it would be learned without
+    what stands there instead of it.
     """
     tokenizer = self._policy.tokenizer
-    (mark,) = tokenizer.encode(self._task.consequence_mark)
+    mark = self._task.consequence_mark.encode()
+    marks = [i for i, piece in enumerate(tokenizer.pieces) if mark in piece]
     index = np.arange(batch.tokens.shape[1])[None, :]
-    last_mark = np.where(batch.tokens == mark, index, -1)
+    last_mark = np.where(np.isin(batch.tokens, marks), index, -1)
     last_end = np.where(batch.tokens == tokenizer.newline_id, index, -1)
     is_after = np.maximum.accumulate(last_mark, 1) > (
       np.maximum.accumulate(last_end, 1)

@@ -69,5 +69,12 @@ def tiny_policy() -> Policy:
 def tiny_params():
   """Its parameters; different texts have clearly different values."""
   params = tiny_policy().network.init(jax.random.key(0))
-  params["value_head"] = jax.tree.map(lambda x: 2 * x, params["value_head"])
-  return params
+  return params | {"value_head": drawn_anew(params["value_head"])}
+
+
+def drawn_anew(params):
+  """Normal numbers in place of parameters; heads of values begin at 0."""
+  rng = np.random.default_rng(1)
+  return jax.tree.map(
+    lambda x: rng.normal(0, 0.5, x.shape).astype(x.dtype), params
+  )

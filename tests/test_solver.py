@@ -259,7 +259,7 @@ def test_one_device_is_two_is_eight(case):
     for one, two in zip(found, searched(case), strict=True):
       assert [s.text for s in one.solutions] == [s.text for s in two.solutions]
       assert one.cost == two.cost
-      # Equal texts have equal outcomes but for the last bit.
+      # Equal texts have equal values but for the last bit.
       answers = [x.solutions[x.selected].text for x in (one, two)]
       assert answers[0] == answers[1]
       for name, left in one.nodes.items():

@@ -1,0 +1,332 @@
+"""A run that is stopped anywhere and started again ends with the same bits."""
+
+import hashlib
+import json
+import os
+import pathlib
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from o1jax import config as config_lib
+from o1jax import iterate, metrics
+from o1jax.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = f"{ROOT}/configs/countdown.py:smoke"
+NUM_ITERATIONS = 5  # one of initialization, four of search and learning
+OVERRIDES = [
+  "task.options.max_number=9",
+  "tokenizer.vocab_size=320",
+  "tokenizer.max_digits_per_piece=1",
+  "tokenizer.num_texts=200",
+  "lengths.prompt_tokens=14",
+  "lengths.step_tokens=20",
+  "lengths.row_tokens=56",
+  "network.num_layers=1",
+  "network.width=16",
+  "network.num_heads=2",
+  "network.num_kv_heads=1",
+  "network.head_width=8",
+  "network.ffn_width=16",
+  "network.value_hidden_width=8",
+  # As many as the tests force.
+  "mesh.num_cpu_devices=8",
+  "mesh.data=2",
+  "initialize.num_iterations=1",
+  "initialize.num_updates=60",
+  "initialize.rows.random_play=16",
+  "num_iterations=4",
+  "learn.num_updates=3",
+  "learn.updates_per_call=3",
+  "learn.optimizer.learning_rate=0.02",
+  "search.num_problems=6",
+  "search.batch_size=4",
+  "search.num_candidates=3",
+  "search.num_expansions=2",
+  "search.num_simulations=12",
+  "evaluation.num_problems=4",
+  "evaluation.batch_size=4",
+  "evaluation.interval=2",
+  "evaluation.strategies=best_of_n",
+  "evaluation.efforts=2",
+  "checkpoint.num_samples=5",
+]
+
+
+def make_config(*changed):
+  return config_lib.load_config(CONFIG, [*OVERRIDES, *changed])
+
+
+def hash_of(state):
+  """Of every array that survives: parameters, their mean, the optimizer's."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()
+
+
+def rows_of(workdir, name="metrics.jsonl"):
+  """Rows without the fields that are times."""
+  return [
+    {key: value for key, value in row.items() if "seconds" not in key}
+    for row in metrics.read_jsonl(workdir / name)
+  ]
+
+
+def assert_same_runs(workdir, other):
+  assert rows_of(workdir) == rows_of(other)
+  name = "evaluation.jsonl"
+  assert rows_of(workdir, name) == rows_of(other, name)
+  for folder in ("samples", "trees"):
+    names = sorted(path.name for path in (workdir / folder).iterdir())
+    assert names == sorted(path.name for path in (other / folder).iterdir())
+    for name in names:
+      here, there = (run / folder / name for run in (workdir, other))
+      assert here.read_bytes() == there.read_bytes()
+  steps = Checkpoints(workdir / "checkpoints", read_only=True).steps()
+  assert steps == Checkpoints(other / "checkpoints", read_only=True).steps()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  """Workdir and hash of a run from beginning to end."""
+  workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+  return workdir, hash_of(iterate.run(make_config(), workdir))
+
+
+# The command, but for a process that kills itself in the middle of a save.
+KILLED = """
+import os, signal, sys
+from o1jax import checkpoint, config, main
+
+write_record, saves = checkpoint._write_record, []
+
+def killed(path, record):
+  saves.append(path)
+  if len(saves) == 2:
+    path.write_text("half a rec")
+    os.kill(os.getpid(), signal.SIGKILL)
+  write_record(path, record)
+
+checkpoint._write_record = killed
+main.define_flags()
+config.run(main.main)
+"""
+
+
+def command(workdir, *program, changed=()):
+  flags = [f"--config.{text}" for text in [*OVERRIDES, *changed]]
+  return [
+    sys.executable,
+    *program,
+    f"--config={CONFIG}",
+    f"--workdir={workdir}",
+    *flags,
+  ]
+
+
+def test_a_run_searches_learns_and_writes(undisturbed):
+  workdir, _ = undisturbed
+  rows = metrics.read_jsonl(workdir / "metrics.jsonl")
+  assert [row["iteration"] for row in rows] == list(range(NUM_ITERATIONS))
+  assert [row["kind"] for row in rows] == ["initialize"] + ["iteration"] * 4
+  # It found solutions, so that experience is part of what is compared.
+  assert rows[-1]["learn/d_search"] > rows[1]["learn/d_search"] > 0
+  assert rows[-1]["search/verifier_requests"] > 0
+  assert rows[-1]["search/generated_tokens"] > 0
+  manifest = json.loads((workdir / "manifest.json").read_text())
+  assert manifest["config"]["search"]["num_candidates"] == 3
+  assert manifest["versions"]["jax"] == jax.__version__
+  evaluated = metrics.read_jsonl(workdir / "evaluation.jsonl")
+  cells = [(row["iteration"], row["strategy"]) for row in evaluated]
+  kinds = ("greedy", "best_of_n")
+  assert cells == [(i, kind) for i in (1, 3, 4) for kind in kinds]
+  names = [f"iteration_{i:05d}.jsonl" for i in range(1, NUM_ITERATIONS)]
+  for folder in ("samples", "trees"):
+    assert sorted(p.name for p in (workdir / folder).iterdir()) == names
+  assert "<svg" in (workdir / "report.html").read_text()
+  assert list((workdir / "tensorboard").iterdir())
+  best = max(
+    range(NUM_ITERATIONS), key=lambda i: rows[i]["eval/greedy_accuracy"]
+  )
+  steps = Checkpoints(workdir / "checkpoints", read_only=True).steps()
+  assert set(steps) == {0, 2, 4, best}
+
+
+def test_nothing_compiles_once_every_program_has_run(undisturbed):
+  rows = metrics.read_jsonl(undisturbed[0] / "metrics.jsonl")
+  compiled = [row["compile_seconds"] for row in rows]
+  assert compiled[0] > 0
+  # The last program, best-of-n's, is run first in iteration 1.
+  assert compiled[2:] == [0] * (NUM_ITERATIONS - 2)
+
+
+def test_killed_inside_a_save_it_ends_with_the_same_bits(undisturbed, tmp_path):
+  workdir = tmp_path / "run"
+  done = subprocess.run(
+    command(workdir, "-c", KILLED), capture_output=True, text=True, cwd=ROOT
+  )
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  saves = workdir / "checkpoints"
+  assert sorted(path.name for path in saves.iterdir()) == ["0", "unfinished-1"]
+  # The row of the iteration that was lost is there, and will be cut off.
+  assert len(rows_of(workdir)) == 2
+  state = iterate.run(make_config(), workdir)
+  assert hash_of(state) == undisturbed[1]
+  assert_same_runs(workdir, undisturbed[0])
+  # Once more: nothing is left to do.
+  assert hash_of(iterate.run(make_config(), workdir)) == undisturbed[1]
+  assert_same_runs(workdir, undisturbed[0])
+
+
+def test_a_write_that_fails_in_mid_save_leaves_the_previous_one_good(
+  undisturbed, tmp_path, monkeypatch
+):
+  workdir = tmp_path / "run"
+  checkpoint = iterate.RunWriter.checkpoint
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def limited(writer, iteration, *rest):
+    if iteration == 2:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+      checkpoint(writer, iteration, *rest)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(iterate.RunWriter, "checkpoint", limited)
+    with pytest.raises(config_lib.UserError) as raised:
+      iterate.run(make_config(), workdir)
+  message = str(raised.value)
+  assert "checkpoint 2 could not be written" in message
+  assert "the previous one, 1, is good" in message and "\n" not in message
+  names = {path.name for path in (workdir / "checkpoints").iterdir()}
+  assert {"1"} <= names <= {"0", "1"}
+  assert hash_of(iterate.run(make_config(), workdir)) == undisturbed[1]
+  assert_same_runs(workdir, undisturbed[0])
+
+
+def wait_for(condition, process):
+  while not condition():
+    assert process.poll() is None, "it ended before it could be killed"
+    time.sleep(0.001)
+
+
+@pytest.mark.slow
+def test_killed_at_three_random_moments_it_ends_with_the_same_bits(
+  undisturbed, tmp_path
+):
+  workdir = tmp_path / "run"
+  rng = random.Random(4)
+  saves = workdir / "checkpoints"
+
+  def num_rows():
+    path = workdir / "metrics.jsonl"
+    return len(metrics.read_jsonl(path)) if path.exists() else 0
+
+  def is_saving():
+    return any(saves.glob("unfinished-*"))
+
+  moments = [lambda: num_rows() >= 1, is_saving, lambda: num_rows() >= 3]
+  for moment in moments:
+    process = subprocess.Popen(
+      command(workdir, "-m", "o1jax.main"),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+      cwd=ROOT,
+    )
+    wait_for(moment, process)
+    if moment is not is_saving:
+      time.sleep(rng.uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  done = subprocess.run(
+    command(workdir, "-m", "o1jax.main"),
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "resuming after iteration" in done.stdout
+  assert f"report: {workdir}/report.html" in done.stdout
+  assert hash_of(iterate.run(make_config(), workdir)) == undisturbed[1]
+  assert_same_runs(workdir, undisturbed[0])
+
+
+@pytest.mark.parametrize(
+  "changed, words",
+  [
+    ("search.strategy=mtcs", "strategy='mtcs': choose one of mcts"),
+    ("search.rule=puctt", "puctt"),
+    ("search.reward=oracle", "reward='oracle'"),
+    ("task.name=countdwn", "unknown task 'countdwn': did you mean 'countdown'"),
+    ("task.options.max_number=0", "max_number"),
+    ("search.batch_size=3", "search.batch_size=3 does not divide over 2"),
+    ("evaluation.batch_size=7", "evaluation.batch_size=7 does not divide"),
+    ("initialize.rows.random_play=15", "initialize.rows has 15 rows"),
+    ("learn.num_updates=4", "learn.num_updates=4 is not a multiple"),
+    ("mesh.data=3", "search.batch_size=4 does not divide over 3"),
+    ("mesh.data=16", "needs 16 devices"),
+    ("mesh.num_cpu_devices=3", "3"),
+    ("network.num_heads=3", "num_heads"),
+    ("tokenizer.vocab_size=100", "vocab_size=100"),
+    ("learn.optimizer.name=sgdd", "sgdd"),
+    ("evaluation.temperature=-1.0", "temperature=-1.0"),
+    ("experience.path=nothing.jsonl", "nothing.jsonl"),
+  ],
+)
+def test_bad_fields_end_before_anything_is_written(changed, words, tmp_path):
+  workdir = tmp_path / "run"
+  with pytest.raises(config_lib.UserError) as raised:
+    iterate.run(make_config(changed), workdir)
+  message = str(raised.value)
+  assert words in message and "\n" not in message
+  assert not workdir.exists()
+
+
+def test_a_workdir_of_another_config_is_refused(undisturbed):
+  workdir, _ = undisturbed
+  before = {
+    path: path.stat().st_mtime_ns for path in sorted(workdir.rglob("*"))
+  }
+  done = subprocess.run(
+    command(
+      workdir, "-m", "o1jax.main", changed=["learn.num_updates=6", "seed=1"]
+    ),
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("error: ") and "belongs to another config" in line
+  assert "learn.num_updates was 3, is 6" in line and "seed was 0, is 1" in line
+  after = {path: path.stat().st_mtime_ns for path in sorted(workdir.rglob("*"))}
+  assert before == after
+
+
+def test_a_truncated_checkpoint_is_refused(undisturbed, tmp_path):
+  workdir = tmp_path / "run"
+  subprocess.run(["cp", "-r", undisturbed[0], workdir], check=True)
+  path = workdir / "checkpoints" / str(NUM_ITERATIONS - 1) / "host.npz"
+  path.write_bytes(path.read_bytes()[:-50])
+  with pytest.raises(config_lib.UserError) as raised:
+    iterate.run(make_config(), workdir)
+  message = str(raised.value)
+  assert "cannot be read (a file is cut, altered or missing)" in message
+  assert "remove that folder" in message and "\n" not in message
+  assert rows_of(workdir) == rows_of(undisturbed[0])
+  # As it says.
+  subprocess.run(["rm", "-r", path.parent], check=True)
+  assert hash_of(iterate.run(make_config(), workdir)) == undisturbed[1]
