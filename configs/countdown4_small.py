@@ -9,7 +9,7 @@ def get_config(arg=None):
     raise ValueError(f"unknown argument {arg!r}: the only one is smoke")
   config = ConfigDict()
   config.seed = 0  # everything random derives from it
-  config.num_iterations = 40  # of search and learning
+  config.num_iterations = 27  # of search and learning
 
   config.task = ConfigDict()
   config.task.name = "countdown"  # countdown, game24 or arithmetic
@@ -57,7 +57,7 @@ def get_config(arg=None):
   config.mesh.tensor = 1  # weights
 
   config.initialize = ConfigDict()
-  config.initialize.num_iterations = 4
+  config.initialize.num_iterations = 3
   config.initialize.num_updates = 400  # in each
   config.initialize.rows = (
     ConfigDict()
@@ -69,8 +69,8 @@ def get_config(arg=None):
   config.search.num_problems = 64  # new problems an iteration
   config.search.batch_size = 64  # searched at a time
   config.search.num_candidates = 8  # steps sampled at an expansion
-  config.search.num_expansions = 24  # at most, a problem
-  config.search.num_simulations = 768  # a problem
+  config.search.num_expansions = 16  # at most, a problem
+  config.search.num_simulations = 512  # a problem
   config.search.num_parallel_leaves = 1  # expansions a tree and round
   config.search.rule = "puct"  # puct, uct or gumbel
   config.search.select_by = "outcome"  # outcome or visits
@@ -118,7 +118,7 @@ def get_config(arg=None):
   config.evaluation = ConfigDict()
   config.evaluation.num_problems = 512  # held out
   config.evaluation.batch_size = 512  # searched at a time
-  config.evaluation.interval = 11  # iterations between comparisons
+  config.evaluation.interval = 10  # iterations between comparisons
   config.evaluation.strategies = ("majority_vote", "best_of_n", "mcts")
   config.evaluation.efforts = (8, 32)  # budgets, in solutions' worth of tokens
   config.evaluation.num_candidates = 4  # of tree search
@@ -128,7 +128,7 @@ def get_config(arg=None):
 
   config.checkpoint = ConfigDict()
   config.checkpoint.interval = 1  # iterations
-  config.checkpoint.keep_every = 11  # besides the last and the best
+  config.checkpoint.keep_every = 10  # besides the last and the best
   config.checkpoint.num_samples = 50  # solutions written an iteration
 
   if arg == "smoke":

@@ -59,8 +59,8 @@ class Checkpoints:
   Args:
     directory: made at the first save. One process may write to it; others open
       it with `read_only`.
-    keep_every: besides the last and the best, keep steps that are multiples of
-      this; 0 for none.
+    keep_every: besides the last and the best, keep every so many steps; they
+      count from 0, so 10 keeps 9, 19, 29. 0 keeps none.
     read_only: never write or sweep.
   """
 
@@ -235,7 +235,7 @@ class Checkpoints:
   def _drop(self) -> None:
     kept = {self.latest(), self.best()}
     for step in self.steps():
-      is_regular = self._keep_every and step % self._keep_every == 0
+      is_regular = self._keep_every and (step + 1) % self._keep_every == 0
       if step not in kept and not is_regular:
         path = self.directory / str(step)
         path.rename(self.directory / f"{_DELETED}{step}")

@@ -144,7 +144,7 @@ def solutions_worth(effort: str | int) -> int:
 def show_reached(texts: list[str]) -> None:
   """Prints the newest step of every text that an expansion reached."""
   for text in texts:
-    *before, newest = text.split("\n")
+    *before, newest = text.rstrip("\n").split("\n")
     print("  " * len(before) + drawing.clean(newest), flush=True)
 
 

@@ -92,7 +92,7 @@ def test_arrays_go_where_the_target_lies(tmp_path):
 
 
 def test_last_best_and_regular_ones_are_kept(tmp_path):
-  checkpoints = Checkpoints(tmp_path, keep_every=4)
+  checkpoints = Checkpoints(tmp_path, keep_every=5)
   metrics = {1: 0.1, 2: 0.7, 3: None, 4: 0.2, 5: 0.7, 6: 0.3}
   kept = []
   for step, metric in metrics.items():
