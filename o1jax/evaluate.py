@@ -45,9 +45,10 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(flags.FLAGS.workdir)
   efforts = [_whole(text, "efforts") for text in flags.FLAGS.efforts]
   mesh_lib.enable_compilation_cache(flags.FLAGS.compilation_cache)
+  mesh = build.start_devices(config_lib.config_of_workdir(workdir))
   evaluator = None
   for iteration in _iterations(workdir):
-    trained = load.from_workdir(workdir, iteration)
+    trained = load.from_workdir(workdir, iteration, mesh)
     if evaluator is None:
       # Compiled programs take parameters as arguments: one for all iterations.
       evaluator = build.evaluator_of(

@@ -88,13 +88,26 @@ def run(
   # Claimed by a config that is known to work.
   config_lib.open_workdir(workdir, config)
   build.keep_tokenizer(parts.policy.tokenizer, workdir)
+  with contextlib.closing(RunWriter(workdir, config)) as writer:
+    state, experience, first = restore(config, parts, writer)
+    return loop(config, parts, writer, state, experience, first, profile)
+
+
+def loop(
+  config: Any,
+  parts: Parts,
+  writer: "RunWriter",
+  state: update.TrainState,
+  experience: Experience,
+  first: int,
+  profile: bool,
+) -> update.TrainState:
+  """Iterations from `first` on: search, score, learn, evaluate, save."""
   update_fn = make_updates(config, parts)
-  writer = RunWriter(workdir, config)
-  state, experience, first = restore(config, parts, writer)
   num_initial = config.initialize.num_iterations
   last = num_initial + config.num_iterations
   for iteration in metrics.progress(range(first, last), "run", last - first):
-    with traced(workdir, profile and iteration == first + 1):
+    with traced(writer.workdir, profile and iteration == first + 1):
       clock = metrics.Clock()
       key = jax.random.fold_in(jax.random.key(config.seed), iteration)
       search_key, evaluation_key = jax.random.split(key)
@@ -124,7 +137,6 @@ def run(
       iteration == last - 1 or (iteration + 1) % config.checkpoint.interval == 0
     ):
       writer.checkpoint(iteration, state, experience, values)
-  writer.close()
   return state
 
 
@@ -367,7 +379,7 @@ class RunWriter:
   """All that a run writes into its workdir."""
 
   def __init__(self, workdir: pathlib.Path, config: Any):
-    self._workdir = workdir
+    self.workdir = workdir
     self._num_samples = config.checkpoint.num_samples
     self._jsonl = metrics.JsonlWriter(workdir / "metrics.jsonl")
     self._board = metrics.TensorBoardWriter(workdir / "tensorboard")
@@ -396,8 +408,8 @@ class RunWriter:
       )
     name = f"iteration_{iteration:05d}.jsonl"
     for folder in ("samples", "trees"):
-      (self._workdir / folder).mkdir(exist_ok=True)
-    jsonl.write_jsonl(self._workdir / "samples" / name, rows)
+      (self.workdir / folder).mkdir(exist_ok=True)
+    jsonl.write_jsonl(self.workdir / "samples" / name, rows)
     correct = {(e.problem.id, e.text): e.outcome_reward == 1 for e in scored}
     trees = []
     for one in searched[:NUM_TREES]:
@@ -407,7 +419,7 @@ class RunWriter:
         if s.is_finished
       }
       trees.append(tree_record(one, marks, iteration))
-    jsonl.write_jsonl(self._workdir / "trees" / name, trees)
+    jsonl.write_jsonl(self.workdir / "trees" / name, trees)
 
   def row(
     self,
@@ -423,7 +435,7 @@ class RunWriter:
     shown = {name: values[key] for name, key in SHOWN if key in values}
     self._table.row({"iteration": iteration, "phase": phase, **shown})
     if len(evaluated) > 1:
-      save_evaluation(self._workdir, evaluated)
+      save_evaluation(self.workdir, evaluated)
 
   def checkpoint(
     self,
@@ -441,7 +453,7 @@ class RunWriter:
         meta={"metrics_cursor": self._jsonl.cursor()},
         metric=values["eval/greedy_accuracy"],
       )
-    report.write_report(self._workdir)
+    report.write_report(self.workdir)
 
   def close(self) -> None:
     """Finishes the files."""

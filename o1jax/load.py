@@ -47,19 +47,22 @@ class Trained:
 
 
 def from_workdir(
-  workdir: pathlib.Path, iteration: int | None = None
+  workdir: pathlib.Path,
+  iteration: int | None = None,
+  mesh: Mesh | None = None,
 ) -> Trained:
   """The policy of a run, as it searched.
 
   Args:
     workdir: of the run.
     iteration: one that was saved; None for the last, -1 for the best.
+    mesh: where to; None for one device.
 
   Raises:
     UserError: no such run or iteration, or a damaged checkpoint.
   """
   config = config_lib.config_of_workdir(workdir)
-  mesh = build.start_devices(config)
+  mesh = mesh or mesh_lib.make_mesh({})
   task = build.task_of(config)
   policy = build.policy_of(config, build.tokenizer_of(config, task, workdir))
   checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
@@ -81,7 +84,7 @@ def from_workdir(
 
 
 def from_folder(directory: pathlib.Path = DEFAULT) -> Trained:
-  """A policy that `o1jax.export` wrote; by default the one that ships.
+  """A policy that `o1jax.export` wrote, on one device; by default what ships.
 
   Raises:
     UserError: the folder holds no policy, or one that does not fit.
@@ -89,7 +92,7 @@ def from_folder(directory: pathlib.Path = DEFAULT) -> Trained:
   with config_lib.user_input():
     card = pretrained.load_card(directory)
     config = config_lib.from_dict(card["config"])
-    mesh = build.start_devices(config)
+    mesh = mesh_lib.make_mesh({})
     task = build.task_of(config)
     tokenizer = Tokenizer.from_bytes(pretrained.load_tokenizer_model(directory))
     policy = build.policy_of(config, tokenizer)
