@@ -350,7 +350,8 @@ def test_values_are_those_of_a_full_forward_at_the_last_token():
     expected = (1 - ROLLOUT_WEIGHT) * own + ROLLOUT_WEIGHT * np.mean(outcomes)
     np.testing.assert_allclose(state.tree.value[at], expected, atol=1e-5)
     checked += any(outcomes)
-  assert checked and np.std(values) > 0.1
+  # The values differ from node to node, or equality would show nothing.
+  assert checked and np.std(values) > 0.05
   roots = [PROBLEMS.tokens[row, : PROBLEMS.lengths[row]] for row in range(B)]
   root_values = read_texts(roots, capacity)[1]
   found = state.tree.value[:, ROOT]
