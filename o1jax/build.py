@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from o1jax import jsonl, rows
 from o1jax import mesh as mesh_lib
-from o1jax import rows
 from o1jax.config import user_input
 from o1jax.evaluation import Evaluator
+from o1jax.experience import Experience
 from o1jax.learning.optimizer import Optimizer, make_optimizer
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import make_network
@@ -39,6 +40,7 @@ class Parts:
     evaluator: compares strategies on held-out problems.
     optimizer: with its schedule over the whole run.
     initialize_rows, learn_rows: batches of the two phases.
+    experience: what a run begins with: empty, or read from a file.
   """
 
   task: Task
@@ -49,6 +51,7 @@ class Parts:
   optimizer: Optimizer
   initialize_rows: rows.RowMaker
   learn_rows: rows.RowMaker
+  experience: Experience
 
 
 def start_devices(config: Any) -> Mesh:
@@ -170,7 +173,30 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
     optimizer=optimizer,
     initialize_rows=rows.RowMaker(policy, task, config.initialize.rows),
     learn_rows=rows.RowMaker(policy, task, config.learn.rows),
+    experience=first_experience(config, policy),
   )
+
+
+def experience_limits(config: Any) -> dict[str, int]:
+  """The size limits of the config's experience."""
+  limits = config.experience.to_dict()
+  del limits["path"]
+  return limits
+
+
+def first_experience(config: Any, policy: Policy) -> Experience:
+  """Empty, or the solutions of `experience.path`.
+
+  Raises:
+    UserError: the file cannot be read, or a row of it is bad.
+  """
+  with user_input():
+    experience = Experience(**experience_limits(config))
+    if config.experience.path:
+      experience.add(
+        jsonl.read_solutions(config.experience.path, policy.encode_solution)
+      )
+  return experience
 
 
 def total_updates(config: Any) -> int:

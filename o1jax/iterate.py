@@ -167,20 +167,17 @@ def restore(
   """State, experience and number of the next iteration, from the workdir."""
   params = parts.policy.network.init(jax.random.key(config.seed))
   state = update.make_state(params, parts.optimizer, parts.mesh)
-  limits = config.experience.to_dict()
-  path = limits.pop("path")
   step = writer.checkpoints.latest()
+  if step is None:
+    writer.truncate(0)
+    return state, parts.experience, 0
   with config_lib.user_input():
-    if step is None:
-      experience = Experience(**limits)
-      if path:
-        experience.add(jsonl.read_solutions(path, parts.policy.encode_solution))
-      writer.truncate(0)
-      return state, experience, 0
     restored = writer.checkpoints.restore(step, state)
     writer.truncate(restored.meta["metrics_cursor"])
   print(f"resuming after iteration {step}", flush=True)
-  experience = Experience.from_arrays(restored.host, **limits)
+  experience = Experience.from_arrays(
+    restored.host, **build.experience_limits(config)
+  )
   return restored.state, experience, step + 1
 
 
@@ -360,8 +357,9 @@ def flatten_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     name = row["strategy"]
     if name != "greedy":
       name = f"{name}_{row['budget']}"
-    for number in ("accuracy", "coverage", "tokens"):
-      values[f"eval/{name}_{number}"] = row[number]
+    values[f"eval/{name}_accuracy"] = row["accuracy"]
+    values[f"coverage/{name}"] = row["coverage"]
+    values[f"tokens/{name}"] = row["tokens"]
   return values
 
 

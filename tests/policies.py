@@ -1,14 +1,20 @@
-"""A tiny policy with a real tokenizer, and a task whose checker is a toy.
+"""A tiny policy, a task whose checker is a toy, and the config of a tiny run.
 
 An untrained network would write byte soup: here a few pieces are far likelier
 than all others, so that steps end, solutions finish and texts repeat.
 """
 
 import functools
+import pathlib
 
 import jax
 import numpy as np
 
+from o1jax import build
+from o1jax import config as config_lib
+from o1jax import mesh as mesh_lib
+from o1jax.checkpoint import Checkpoints
+from o1jax.learning import update
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import make_network
 from o1jax.policy.tokenizer import train_tokenizer
@@ -16,6 +22,48 @@ from o1jax.solver import Lengths, Policy
 from o1jax.tasks import make_task
 from o1jax.tasks.countdown import Countdown
 from o1jax.types import Problem, Verdict
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# A run of one iteration of initialization and four of search and learning.
+TINY_CONFIG = f"{ROOT}/configs/countdown.py:smoke"
+TINY_OVERRIDES = [
+  "task.options.max_number=9",
+  "tokenizer.vocab_size=320",
+  "tokenizer.max_digits_per_piece=1",
+  "tokenizer.num_texts=200",
+  "lengths.prompt_tokens=14",
+  "lengths.step_tokens=20",
+  "lengths.row_tokens=56",
+  "network.num_layers=1",
+  "network.width=16",
+  "network.num_heads=2",
+  "network.num_kv_heads=1",
+  "network.head_width=8",
+  "network.ffn_width=16",
+  "network.value_hidden_width=8",
+  # As many as the tests force.
+  "mesh.num_cpu_devices=8",
+  "mesh.data=2",
+  "initialize.num_iterations=1",
+  "initialize.num_updates=60",
+  "initialize.rows.random_play=16",
+  "num_iterations=4",
+  "learn.num_updates=3",
+  "learn.updates_per_call=3",
+  "learn.optimizer.learning_rate=0.02",
+  "search.num_problems=6",
+  "search.batch_size=4",
+  "search.num_candidates=3",
+  "search.num_expansions=2",
+  "search.num_simulations=12",
+  "evaluation.num_problems=4",
+  "evaluation.batch_size=4",
+  "evaluation.interval=2",
+  "evaluation.strategies=best_of_n",
+  "evaluation.efforts=2",
+  "checkpoint.num_samples=5",
+]
 
 LIKELY = "12+\n"
 LENGTHS = Lengths(prompt_tokens=14, step_tokens=5, num_steps=2, row_tokens=64)
@@ -78,3 +126,31 @@ def drawn_anew(params):
   return jax.tree.map(
     lambda x: rng.normal(0, 0.5, x.shape).astype(x.dtype), params
   )
+
+
+def tiny_config(*changed: str):
+  """The config of TINY_CONFIG and TINY_OVERRIDES, with further overrides."""
+  return config_lib.load_config(TINY_CONFIG, [*TINY_OVERRIDES, *changed])
+
+
+def tiny_workdir(workdir: pathlib.Path, num_saves: int) -> None:
+  """What a run of `tiny_config` leaves, without its training.
+
+  Checkpoint i holds parameters of seed i.
+  """
+  config = tiny_config("checkpoint.keep_every=1")
+  mesh = mesh_lib.make_mesh({"data": 2})
+  parts = build.build(config, workdir, mesh)
+  config_lib.open_workdir(workdir, config)
+  build.keep_tokenizer(parts.policy.tokenizer, workdir)
+  (workdir / "metrics.jsonl").touch()
+  checkpoints = Checkpoints(workdir / "checkpoints", keep_every=1)
+  for step in range(num_saves):
+    params = parts.policy.network.init(jax.random.key(step))
+    checkpoints.save(
+      step,
+      state=update.make_state(params, parts.optimizer, mesh),
+      host={"num_entries": np.zeros(1, np.int64)},
+      meta={"metrics_cursor": 0},
+      metric=-step,
+    )

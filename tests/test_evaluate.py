@@ -1,0 +1,131 @@
+"""The command that compares strategies, and policies loaded for it."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from o1jax import build, evaluate, load, metrics
+from o1jax import config as config_lib
+from o1jax.policy import pretrained
+from policies import tiny_workdir
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("runs") / "run"
+  tiny_workdir(workdir, 2)
+  return workdir
+
+
+def run(module, *arguments):
+  return subprocess.run(
+    [sys.executable, "-m", f"o1jax.{module}", *arguments],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+
+
+def test_the_command_prints_a_table_and_keeps_its_rows(workdir):
+  done = run(
+    "evaluate",
+    f"--workdir={workdir}",
+    "--efforts=2,3",
+    "--strategies=greedy,best_of_n",
+    "--iterations=all",
+    "--num_problems=6",
+  )
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  assert [line for line in lines if line.startswith("iteration ")] == [
+    "iteration 0, 6 problems",
+    "iteration 1, 6 problems",
+  ]
+  assert lines[1].split()[:3] == ["strategy", "budget", "accuracy"]
+  table = [line.split()[:2] for line in lines if "%" in line]
+  cells = [["greedy", "1"], ["best_of_n", "2"], ["best_of_n", "3"]]
+  assert table == 2 * cells
+  rows = metrics.read_jsonl(workdir / "evaluation.jsonl")
+  assert [(r["iteration"], r["strategy"], r["budget"]) for r in rows] == [
+    (i, name, int(budget)) for i in (0, 1) for name, budget in cells
+  ]
+  for row in rows:
+    assert 0 <= row["accuracy"] <= row["coverage"] <= 1
+    assert row["num_problems"] == 6 and row["verifier_requests"] == 0
+    # At most the budget's worth of whole solutions.
+    assert 0 < row["tokens"] <= row["budget"] * 40
+  assert "<svg" in (workdir / "report.html").read_text()
+
+
+def test_bad_numbers_end_with_one_line(workdir):
+  done = run("evaluate", f"--workdir={workdir}", "--efforts=4,many")
+  assert done.returncode == 2 and done.stdout == ""
+  assert done.stderr == "error: --efforts takes whole numbers, not 'many'\n"
+
+
+@pytest.mark.parametrize(
+  "strategy, effort, num_problems, words",
+  [
+    ("beam", 4, 4, "strategy='beam': choose one of"),
+    ("mcts", 1, 4, "does not pay for one expansion"),
+    ("greedy", 1, 10**6, "held-out problems, 1000000 were asked for"),
+  ],
+)
+def test_what_cannot_be_compared_is_refused(
+  workdir, strategy, effort, num_problems, words
+):
+  trained = load.from_workdir(workdir)
+  evaluator = build.evaluator_of(
+    trained.config, trained.policy, trained.task, trained.mesh
+  )
+  with pytest.raises(config_lib.UserError, match=words):
+    evaluate.measure(trained, evaluator, [strategy], [effort], num_problems)
+
+
+def test_a_run_is_loaded_at_any_saved_iteration(workdir):
+  assert load.saved_iterations(workdir) == [0, 1]
+  network = load.from_workdir(workdir).policy.network
+  # The last one; the best one, which is the first; and one by its number.
+  for given, expected in ((None, 1), (-1, 0), (0, 0), (1, 1)):
+    trained = load.from_workdir(workdir, given)
+    assert trained.iteration == expected
+    params = network.init(jax.random.key(expected))
+    jax.tree.map(np.testing.assert_array_equal, trained.params, params)
+  with pytest.raises(config_lib.UserError, match="there is no checkpoint 7"):
+    load.from_workdir(workdir, 7)
+
+
+def test_a_folder_that_is_no_run_is_refused(workdir, tmp_path):
+  with pytest.raises(config_lib.UserError, match="is not a workdir"):
+    load.from_path(str(tmp_path))
+  copy = tmp_path / "run"
+  shutil.copytree(workdir, copy)
+  shutil.rmtree(copy / "checkpoints")
+  with pytest.raises(config_lib.UserError, match="holds no checkpoint yet"):
+    load.from_path(str(copy))
+
+
+def test_an_exported_policy_is_the_runs(workdir, tmp_path):
+  folder = tmp_path / "policy"
+  done = run("export", f"--workdir={workdir}", f"--to={folder}")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == f"wrote iteration 1 to {folder}\n"
+  there, here = load.from_path(str(folder)), load.from_workdir(workdir)
+  jax.tree.map(np.testing.assert_array_equal, there.params, here.params)
+  assert there.iteration == 1
+  assert there.config.to_dict() == here.config.to_dict()
+  tokenizers = [t.policy.tokenizer.to_bytes() for t in (there, here)]
+  assert tokenizers[0] == tokenizers[1]
+  text = (folder / pretrained.CARD).read_text()
+  (folder / pretrained.CARD).write_text(
+    text.replace('"width": 16', '"width": 32')
+  )
+  with pytest.raises(config_lib.UserError, match="is of another network"):
+    load.from_path(str(folder))
