@@ -1,4 +1,19 @@
-"""Three-number Countdown from nothing, on two CPU cores."""
+"""Three-number Countdown from nothing, on two CPU cores.
+
+The policy learns the form of the task from random legal play whose target has
+nothing to do with the play. Then, in every iteration, tree search looks for
+solutions of 64 new problems, and the policy learns from what it found, from
+failures relabelled with the target they reach, and from fresh play relabelled
+the same way (hindsight). No solver is asked.
+
+  python -m o1jax.main --config=configs/countdown.py --workdir=runs/countdown
+  python -m o1jax.main --config=configs/countdown.py:smoke --workdir=/tmp/smoke
+
+`:no_hindsight` is the same run without relabelled play and failures.
+
+Machine: two cores of a server CPU. Minutes: @CFG_MIN. Result (one seed, 512
+held-out problems, standard error 2 points): @CFG_RESULT
+"""
 
 from ml_collections import ConfigDict
 
@@ -70,7 +85,7 @@ def get_config(arg=None):
   config.search.batch_size = 64  # searched at a time
   config.search.num_candidates = 8  # steps sampled at an expansion
   config.search.num_expansions = 9  # at most, a problem
-  config.search.num_simulations = 72  # a problem
+  config.search.num_simulations = 288  # a problem
   config.search.num_parallel_leaves = 1  # expansions a tree and round
   config.search.rule = "puct"  # puct, uct or gumbel
   config.search.select_by = "outcome"  # outcome or visits

@@ -1,4 +1,18 @@
-"""Three-number Countdown from nothing, on two CPU cores."""
+"""Four-number Countdown from nothing, on two CPU cores.
+
+As countdown.py with one number more: three steps, numbers 1 to 12.
+
+  python -m o1jax.main --config=configs/countdown4_small.py --workdir=runs/c4
+
+Machine: two cores of a server CPU, 28 minutes beside other work. Result (one
+seed, 512 held-out problems, standard error 2 points): greedy 28%, and without
+the checker, at the tokens of 8 solutions (264 a problem): majority vote 24%,
+best-of-8 by value 61%, MCTS by value 35%. At 32 solutions: majority vote 33%,
+best-of-32 83% with 1,056 tokens, MCTS 53% with 465. So here tree search by
+value does not beat best-of-N by value: with four candidates a node, equal ones
+merged, it finds the right solution for fewer problems (coverage 54% against
+88%) and does not spend its budget.
+"""
 
 from ml_collections import ConfigDict
 

@@ -129,28 +129,11 @@ def test_nothing_compiles_once_every_program_has_run(undisturbed):
   assert compiled[2:] == [0] * (NUM_ITERATIONS - 2)
 
 
-def test_killed_inside_a_save_it_ends_with_the_same_bits(undisturbed, tmp_path):
-  workdir = tmp_path / "run"
-  done = subprocess.run(
-    command(workdir, "-c", KILLED), capture_output=True, text=True, cwd=ROOT
-  )
-  assert done.returncode == -signal.SIGKILL, done.stderr
-  saves = workdir / "checkpoints"
-  assert sorted(path.name for path in saves.iterdir()) == ["0", "unfinished-1"]
-  # The row of the iteration that was lost is there, and will be cut off.
-  assert len(rows_of(workdir)) == 2
-  state = iterate.run(tiny_config(), workdir)
-  assert hash_of(state) == undisturbed[1]
-  assert_same_runs(workdir, undisturbed[0])
-  # Once more: nothing is left to do.
-  assert hash_of(iterate.run(tiny_config(), workdir)) == undisturbed[1]
-  assert_same_runs(workdir, undisturbed[0])
-
-
-def test_a_write_that_fails_in_mid_save_leaves_the_previous_one_good(
+def test_stopped_inside_two_saves_it_ends_with_the_same_bits(
   undisturbed, tmp_path, monkeypatch
 ):
   workdir = tmp_path / "run"
+  saves = workdir / "checkpoints"
   checkpoint = iterate.RunWriter.checkpoint
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -162,6 +145,7 @@ def test_a_write_that_fails_in_mid_save_leaves_the_previous_one_good(
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
+  # A file that cannot grow: one line, and the previous checkpoint is good.
   with monkeypatch.context() as patch:
     patch.setattr(iterate.RunWriter, "checkpoint", limited)
     with pytest.raises(config_lib.UserError) as raised:
@@ -169,9 +153,20 @@ def test_a_write_that_fails_in_mid_save_leaves_the_previous_one_good(
   message = str(raised.value)
   assert "checkpoint 2 could not be written" in message
   assert "the previous one, 1, is good" in message and "\n" not in message
-  names = {path.name for path in (workdir / "checkpoints").iterdir()}
+  names = {path.name for path in saves.iterdir()}
   assert {"1"} <= names <= {"0", "1"}
-  assert hash_of(iterate.run(tiny_config(), workdir)) == undisturbed[1]
+  # It goes on from there and is killed in the save of iteration 3.
+  done = subprocess.run(
+    command(workdir, "-c", KILLED), capture_output=True, text=True, cwd=ROOT
+  )
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  assert "resuming after iteration 1" in done.stdout
+  names = {path.name for path in saves.iterdir()}
+  assert {"1", "2", "unfinished-3"} <= names
+  # The row of the iteration that was lost is there, and will be cut off.
+  assert len(rows_of(workdir)) == 4
+  state = iterate.run(tiny_config(), workdir)
+  assert hash_of(state) == undisturbed[1]
   assert_same_runs(workdir, undisturbed[0])
 
 

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,16 +55,32 @@ def searched(case):
   return solver(case)(tiny_params(), jax.random.key(3), PROBLEMS)
 
 
-every_case = pytest.mark.parametrize("case", CASES)
+SLOW = {"best_of_n-checker"}
+EVERY_CASE = [
+  pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case
+  for case in CASES
+]
+every_case = pytest.mark.parametrize("case", EVERY_CASE)
 
 
-def assert_same(one, other):
-  assert one.problem == other.problem
-  assert one.selected == other.selected
-  assert one.cost == other.cost
+def assert_same(one, other, tolerance):
+  """Node for node; floats within the tolerance, everything else exactly."""
+  assert one.problem == other.problem and one.cost == other.cost
   assert one.nodes.keys() == other.nodes.keys()
   for name, left in one.nodes.items():
-    np.testing.assert_array_equal(left, other.nodes[name], err_msg=name)
+    right = other.nodes[name]
+    if name == "texts":
+      assert left == right
+    elif np.issubdtype(left.dtype, np.floating):
+      np.testing.assert_allclose(left, right, atol=tolerance, err_msg=name)
+    else:
+      np.testing.assert_array_equal(left, right, err_msg=name)
+  # Equal texts have equal values but for the last bit.
+  answers = [
+    None if x.selected is None else x.solutions[x.selected].text
+    for x in (one, other)
+  ]
+  assert answers[0] == answers[1]
 
 
 def children(nodes, node):
@@ -72,10 +89,15 @@ def children(nodes, node):
 
 @every_case
 def test_the_same_key_gives_the_same_search(case):
-  # In another row, behind another problem, and from the memory of verdicts.
-  again = solver(case)(tiny_params(), jax.random.key(3), PROBLEMS[::-1])
-  for one, other in zip(searched(case), again[::-1], strict=True):
-    assert_same(one, other)
+  # Again, with the memory of verdicts; then in other rows of other batches.
+  again = solver(case)(tiny_params(), jax.random.key(3), PROBLEMS)
+  turned = solver(case)(tiny_params(), jax.random.key(3), PROBLEMS[::-1])
+  for one, other, third in zip(
+    searched(case), again, turned[::-1], strict=True
+  ):
+    assert_same(one, other, 0)
+    # The place of a row in a vector may show in the last bit.
+    assert_same(one, third, 1e-5)
   if case != "greedy":
     other = solver(case)(tiny_params(), jax.random.key(4), PROBLEMS[:BATCH])
     texts = [[s.text for s in one.solutions] for one in other]
@@ -107,8 +129,10 @@ def test_solutions_are_the_paths_of_the_tree(case):
   assert num_found >= len(PROBLEMS) / 2
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c != "majority_vote"])
+@every_case
 def test_the_selected_solution_has_the_best_outcome(case):
+  if case == "majority_vote":
+    return  # It votes: see below.
   for one in searched(case):
     outcomes = [s.outcome for s in one.solutions]
     if not outcomes:
@@ -139,7 +163,10 @@ def test_majority_vote_is_a_count_by_hand():
   assert len(winners) > 1
 
 
-@pytest.mark.parametrize("case", ["mcts-checker", "best_of_n-checker"])
+@pytest.mark.parametrize(
+  "case",
+  ["mcts-checker", pytest.param("best_of_n-checker", marks=pytest.mark.slow)],
+)
 def test_the_checker_is_the_reward_and_is_counted(case):
   outcomes = set()
   for one in searched(case):
@@ -232,17 +259,22 @@ def test_steps_weigh_their_share_of_visits_once(case):
   assert shared or "mcts" not in case
 
 
+@jax.jit
+def full_forward(params, tokens):
+  network = tiny_policy().network
+  positions = jnp.arange(tokens.shape[1])[None]
+  hidden, _ = network.apply(params, tokens, positions)
+  return network.policy_logits(params, hidden)
+
+
 def test_greedy_takes_the_likeliest_token():
   policy = tiny_policy()
-  for one in searched("greedy")[:2]:
+  for one in searched("greedy")[:1]:
     (solution,) = one.solutions
     tokens = policy.tokenizer.encode(one.problem.prompt)
     start = len(tokens)
     tokens = np.array([*tokens, *solution.tokens.tolist()])[None]
-    hidden, _ = policy.network.apply(
-      tiny_params(), tokens, np.arange(tokens.shape[1])[None]
-    )
-    logits = policy.network.policy_logits(tiny_params(), hidden)
+    logits = full_forward(tiny_params(), tokens)
     likeliest = np.argmax(logits[0, start - 1 : -1], axis=-1)
     np.testing.assert_array_equal(solution.tokens, likeliest)
     np.testing.assert_array_equal(solution.behavior_log_probs, 0)
@@ -257,17 +289,7 @@ def test_one_device_is_two_is_eight(case):
     other = make_solver(num_devices, **CASES[case])
     found = other(tiny_params(), jax.random.key(3), PROBLEMS)
     for one, two in zip(found, searched(case), strict=True):
-      assert [s.text for s in one.solutions] == [s.text for s in two.solutions]
-      assert one.cost == two.cost
-      # Equal texts have equal values but for the last bit.
-      answers = [x.solutions[x.selected].text for x in (one, two)]
-      assert answers[0] == answers[1]
-      for name, left in one.nodes.items():
-        if name == "texts":
-          continue
-        np.testing.assert_allclose(
-          left, two.nodes[name], atol=1e-5, err_msg=name
-        )
+      assert_same(one, two, 1e-5)
 
 
 def test_the_watch_sees_what_the_first_problem_reaches():

@@ -76,8 +76,9 @@ def load_params(directory: pathlib.Path, like: Any) -> Any:
   """
   path = directory / PARAMS
   try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
+    with open(path, "rb") as file:
+      table = np.load(file, allow_pickle=False)
+      arrays = {name: table[name] for name in table.files}
   # A damaged zip file can raise almost anything.
   except Exception as error:
     raise ValueError(f"{path} cannot be read: {error}") from error
