@@ -11,8 +11,10 @@ the same way (hindsight). No solver is asked.
 
 `:no_hindsight` is the same run without relabelled play and failures.
 
-Machine: two cores of a server CPU. Minutes: @CFG_MIN. Result (one seed, 512
-held-out problems, standard error 2 points): @CFG_RESULT
+Machine: two cores of a server CPU. Minutes: 15 to 20, set-up and compilation
+included. Result (one seed, 512 held-out problems, standard error 2 points):
+greedy 78%, and without the checker at the tokens of 8 solutions: majority vote
+79%, best-of-8 by value 93%, MCTS by value 89% (with 112 of 160 tokens).
 """
 
 from ml_collections import ConfigDict
