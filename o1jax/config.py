@@ -16,11 +16,11 @@ import ast
 import contextlib
 import difflib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import pathlib
 import platform
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,11 +76,10 @@ def load_config(
   path, _, arg = str(spec).partition(":")
   if not pathlib.Path(path).is_file():
     raise UserError(f"there is no config file {path}")
-  module_spec = importlib.util.spec_from_file_location("o1jax_config", path)
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
+  # Unlike an import, this leaves no compiled copy beside the file.
+  names = runpy.run_path(path)
   with user_input():
-    config = module.get_config(arg or None)
+    config = names["get_config"](arg or None)
   config.lock()
   apply_overrides(config, overrides)
   return config

@@ -34,6 +34,8 @@ NETWORK = make_network(
     head_width=8,
     ffn_width=16,
     value_hidden_width=8,
+    # Reads the positions of what it gathered, not only its masks.
+    sliding_window=(5, None),
   )
 )
 PROBLEMS = ProblemBatch(
