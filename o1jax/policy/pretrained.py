@@ -6,7 +6,9 @@ checks every name and shape against the network of the config.
 """
 
 import json
+import os
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,19 +26,30 @@ def save(
 ) -> None:
   """Writes a policy; the folder is made if needed.
 
+  All is written beside the folder before anything in it is replaced, so that a
+  write that fails leaves a policy that was there as it was.
+
   Args:
     directory: where to.
     params: of the network, nested dict of arrays.
     tokenizer_model: `Tokenizer.to_bytes()`.
     card: JSON values; `config` is the resolved config of the run.
+
+  Raises:
+    OSError: the files cannot be written.
   """
-  directory.mkdir(parents=True, exist_ok=True)
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
   arrays = {_name(path): np.asarray(leaf) for path, leaf in leaves}
-  np.savez(directory / PARAMS, allow_pickle=False, **arrays)
-  (directory / TOKENIZER).write_bytes(tokenizer_model)
   text = json.dumps(dict(card), indent=2, sort_keys=True)
-  (directory / CARD).write_text(text + "\n")
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=directory.parent) as name:
+    new = pathlib.Path(name)
+    np.savez(new / PARAMS, allow_pickle=False, **arrays)
+    (new / TOKENIZER).write_bytes(tokenizer_model)
+    (new / CARD).write_text(text + "\n")
+    directory.mkdir(exist_ok=True)
+    for file in (PARAMS, TOKENIZER, CARD):
+      os.replace(new / file, directory / file)
 
 
 def load_card(directory: pathlib.Path) -> dict[str, Any]:

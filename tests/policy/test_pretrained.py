@@ -1,5 +1,7 @@
 """A policy folder comes back bit for bit, or is refused with one line."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -30,6 +32,33 @@ def test_everything_comes_back(folder):
   assert pretrained.load_params(folder, half)["value_head"]["bias"].dtype == (
     np.float16
   )
+
+
+@pytest.mark.parametrize("file", ["params", "tokenizer", "card"])
+def test_a_write_that_fails_leaves_the_policy_that_was_there(
+  folder, monkeypatch, file
+):
+  (folder / "notes.txt").write_text("mine")
+  before = {path.name: path.read_bytes() for path in folder.iterdir()}
+  places = {
+    "params": (np, "savez"),
+    "tokenizer": (pathlib.Path, "write_bytes"),
+    "card": (pathlib.Path, "write_text"),
+  }
+
+  def fail(*args, **kwargs):
+    raise OSError("no room")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(*places[file], fail)
+    with pytest.raises(OSError, match="no room"):
+      pretrained.save(folder, {"a": np.ones(3)}, b"other", {})
+  assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+  assert list(folder.parent.iterdir()) == [folder]
+  # A new policy takes its place; what else lies there is left alone.
+  pretrained.save(folder, PARAMS, b"new", CARD | {"iteration": 8})
+  assert pretrained.load_card(folder)["iteration"] == 8
+  assert (folder / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
