@@ -15,6 +15,8 @@ import math
 import os
 import pathlib
 import re
+import sys
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,11 +92,23 @@ def enable_compilation_cache(directory: str | os.PathLike) -> None:
 
   The environment variable JAX_COMPILATION_CACHE_DIR, where set, names another
   directory. Compiled programs are trusted input: the directory must belong to
-  the user.
+  the user. Where it cannot be written, a line says so and nothing is kept.
   """
   directory = os.environ.get("JAX_COMPILATION_CACHE_DIR") or directory
   path = pathlib.Path(directory).expanduser().resolve()
-  path.mkdir(parents=True, exist_ok=True)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except OSError as error:
+    print(
+      f"warning: compiled programs are not kept ({error}); "
+      "--compilation_cache names another folder",
+      file=sys.stderr,
+    )
+    # The environment variable would still name it.
+    jax.config.update("jax_enable_compilation_cache", False)
+    return
   jax.config.update("jax_compilation_cache_dir", str(path))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

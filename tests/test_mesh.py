@@ -163,6 +163,26 @@ assert jax.config.jax_compilation_cache_dir == sys.argv[2]
 """
 
 
+UNWRITABLE = """
+import sys
+import jax
+from o1jax import mesh
+mesh.enable_compilation_cache(sys.argv[1])
+assert not jax.config.jax_enable_compilation_cache
+"""
+
+
+def test_without_a_folder_for_programs_it_goes_on(tmp_path, monkeypatch):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  (tmp_path / "file").touch()
+  command = [sys.executable, "-c", UNWRITABLE, str(tmp_path / "file" / "cache")]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("warning: compiled programs are not kept (")
+  assert str(tmp_path / "file") in line
+
+
 def test_host_devices_and_cache_are_set_before_jax_starts(
   tmp_path, monkeypatch
 ):
