@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # The main job on this machine: sets everything up, then searches and learns.
 #
-#   bash launch/local.sh [workdir] [flag ...]
+#   bash launch/local.sh [workdir] [--flag=value ...]
 #
 # Run again with the same workdir, it resumes.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-workdir=${1:-$root/runs/countdown}
-[ $# -eq 0 ] || shift
+workdir=$root/runs/countdown
+case ${1:--} in
+  -*) ;;
+  *) workdir=$1 && shift ;;
+esac
 case $workdir in
   /* | *://*) ;;
   *) workdir=$PWD/$workdir ;;

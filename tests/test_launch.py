@@ -113,6 +113,9 @@ def test_workdir_is_seen_from_where_the_user_stands(checkout, tmp_path):
   assert asked[-1].endswith(f"--workdir={tmp_path}/here/w")
   _, asked = run(checkout, "launch/local.sh", "/w", "--config.seed=1")
   assert asked[-1].endswith("--workdir=/w|--config.seed=1")
+  _, asked = run(checkout, "launch/local.sh", "--config.seed=1")
+  default = f"--workdir={checkout}/runs/countdown"
+  assert asked[-1].endswith(f"{default}|--config.seed=1")
   _, asked = run(checkout, "launch/local.sh", cwd=tmp_path / "here")
   assert asked[-1].endswith(f"--workdir={checkout}/runs/countdown")
 
