@@ -8,7 +8,7 @@ measures both is not one the search can see.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from o1jax.policy.sample import make_controls
 from o1jax.reward.outcome import Verifier
-from o1jax.solver import Policy, Searched, Solver
+from o1jax.solver import Policy, Searched, Solver, encode_problems
 from o1jax.tasks.task import Task
 from o1jax.types import Problem, Verdict
 
@@ -37,8 +37,10 @@ def strategy_options(
   them for the expansions to be spent on most problems.
 
   Raises:
-    ValueError: the effort does not pay for one expansion.
+    ValueError: the effort is no count, or does not pay for one expansion.
   """
+  if type(effort) is not int or effort < 1:
+    raise ValueError(f"an effort must be a whole number above 0, not {effort}")
   if strategy == "greedy":
     return {}
   if strategy != "mcts":
@@ -104,7 +106,25 @@ class Evaluator:
     self._num_candidates = num_candidates
     self._options = dict(temperature=temperature, rule=rule, reward=reward)
     self._solvers: dict[tuple[str, int], Solver] = {}
+    self._warm: set[Solver] = set()
     self._judge = Verifier(task.check)
+
+  def check(
+    self, cells: Iterable[tuple[str, int]], problems: Sequence[Problem]
+  ) -> None:
+    """Prepares what is to be measured; compiles nothing.
+
+    Args:
+      cells: strategies with their efforts.
+      problems: what they are to be compared on.
+
+    Raises:
+      ValueError: a strategy or an effort that cannot be searched with, or a
+        problem that is too long.
+    """
+    for strategy, effort in cells:
+      self._solver(strategy, effort)
+    encode_problems(self._policy, problems)
 
   def measure(
     self,
@@ -118,9 +138,13 @@ class Evaluator:
 
     Returns:
       Numbers by name: accuracy with its bootstrap interval, coverage, mean
-      generated tokens and verifier requests a problem, seconds in all.
+      generated tokens and verifier requests a problem, seconds in all. A
+      first batch, which compiles the programs, is not part of the seconds.
     """
     solver = self._solver(strategy, effort)
+    if solver not in self._warm:
+      solver(params, jax.random.key(0), problems[:1])
+      self._warm.add(solver)
     start = time.monotonic()
     searched = solver(params, key, problems)
     seconds = time.monotonic() - start

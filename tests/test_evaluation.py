@@ -1,6 +1,7 @@
 """Budgets, intervals and accuracies, counted by hand."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def test_an_effort_below_one_expansion_is_refused():
   words = "effort of 1 solutions of 3 steps does not pay.*num_candidates=4"
   with pytest.raises(ValueError, match=words):
     strategy_options("mcts", 1, 3, 4)
+
+
+@pytest.mark.parametrize("effort", [0, -1, "8", 1.5])
+def test_an_effort_that_is_no_count_is_refused(effort):
+  with pytest.raises(ValueError, match="whole number above 0"):
+    strategy_options("best_of_n", effort, 3, 4)
 
 
 def test_the_interval_is_the_binomials_where_values_are_0_and_1():
@@ -103,15 +110,25 @@ def test_accuracy_is_of_the_selected_and_coverage_of_any(monkeypatch):
   ]
   # Right text, but it never ended.
   searched.append(Searched(problem, [found(right, False)], 0, {}, cost))
+  calls = []
+
+  def solver(params, key, problems):
+    calls.append(len(problems))
+    if len(calls) == 1:
+      time.sleep(0.5)  # It compiles.
+    return searched
+
   judge = evaluator()
-  monkeypatch.setattr(judge, "_solver", lambda *_: lambda *_: searched)
+  monkeypatch.setattr(judge, "_solver", lambda *_: solver)
   row, same = judge.measure(None, [problem] * 5, "best_of_n", 2, None)
   assert same is searched
   assert row["accuracy"] == 1 / 5 and row["coverage"] == 2 / 5
   assert row["tokens"] == 10 and row["verifier_requests"] == 3
-  assert row["num_problems"] == 5 and row["seconds"] >= 0
+  assert row["num_problems"] == 5 and 0 <= row["seconds"] < 0.5
   interval = (row["accuracy_low"], row["accuracy_high"])
   assert interval == bootstrap_interval(np.array([1, 0, 0, 0, 0]))
+  judge.measure(None, [problem] * 5, "best_of_n", 2, None)
+  assert calls == [1, 5, 5]  # Once before the first measurement.
   assert judge.judge(searched[-1]) == [evaluation.CUT_OFF]
 
 
