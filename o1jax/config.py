@@ -58,6 +58,17 @@ def user_input() -> Iterator[None]:
     raise UserError(str(error)) from error
 
 
+@contextlib.contextmanager
+def writing(where: str | os.PathLike) -> Iterator[None]:
+  """Marks files that cannot be written inside `where` as the user's to mend."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"{where} could not be written ({error}): mend that and run again"
+    ) from error
+
+
 def load_config(
   spec: str | os.PathLike, overrides: Sequence[str] = ()
 ) -> "ConfigDict":
@@ -109,7 +120,9 @@ def apply_overrides(config: "ConfigDict", overrides: Sequence[str]) -> None:
           f"unknown config field {name}: {'.'.join(seen)} is a value"
         )
       if word not in group:
-        raise UserError(f"unknown config field {name}{_nearest(config, name)}")
+        raise UserError(
+          f"unknown config field {name}{nearest(list(flatten(config)), name)}"
+        )
       seen.append(word)
       parent, group = group, group[word]
     if isinstance(group, ConfigDict):
@@ -194,7 +207,7 @@ def open_workdir(workdir: str | os.PathLike, config: "ConfigDict") -> bool:
   with user_input():
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(make_manifest(config), indent=2, sort_keys=True)
-    write_atomically(workdir / MANIFEST, text + "\n")
+    write_atomically(workdir / MANIFEST, f"{text}\n".encode())
   return False
 
 
@@ -244,15 +257,19 @@ def differing_fields(
   return differing
 
 
-def write_atomically(path: str | os.PathLike, text: str) -> None:
-  """Writes a text file: after a crash it is there whole or as before."""
+def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+  """Writes a file: after a crash or an error it is there whole or as before."""
   path = pathlib.Path(path)
   unfinished = path.with_name(path.name + ".tmp")
-  with open(unfinished, "w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(unfinished, path)
+  try:
+    with open(unfinished, "wb") as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(unfinished, path)
+  except OSError:
+    unfinished.unlink(missing_ok=True)
+    raise
 
 
 def define_config_flag() -> None:
@@ -335,9 +352,13 @@ def _end(message: str) -> None:
   sys.exit(2)
 
 
-def _nearest(config: "ConfigDict", name: str) -> str:
-  """ ": did you mean ...?" by likeness of the whole name, "" if none."""
-  names = list(flatten(config))
+def nearest(names: Sequence[str], name: str) -> str:
+  """ ": did you mean ...?" by likeness of the whole name, "" if none.
+
+  Args:
+    names: full names of fields.
+    name: what was written.
+  """
   groups = {n.rpartition(".")[0] for n in names} - {""}
   close = difflib.get_close_matches(name, [*names, *groups], n=1, cutoff=0.5)
   if not close:
