@@ -66,7 +66,7 @@ def get_config(arg=None):
 
   config.mesh = ConfigDict()
   config.mesh.num_cpu_devices = 2  # virtual devices, where there is no other
-  config.mesh.data = 2  # problems and rows are shared out; -1: all devices
+  config.mesh.data = -1  # problems and rows are shared out; -1: all devices
   config.mesh.fsdp = 1  # as data, and weights too
   config.mesh.tensor = 1  # weights
 
