@@ -17,6 +17,7 @@ was killed and started again with the same command ends with the same bits.
 import contextlib
 import dataclasses
 import itertools
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from o1jax import build, jsonl, metrics, report, tasks
+from o1jax import build, jsonl, metrics, report
 from o1jax import config as config_lib
 from o1jax.build import Parts
 from o1jax.checkpoint import Checkpoints
@@ -32,14 +33,16 @@ from o1jax.experience import Experience
 from o1jax.learning import update
 from o1jax.policy.network import next_token_log_probs
 from o1jax.rows import RowMaker
+from o1jax.search.tree import ROOT
 from o1jax.solver import FoundSolution, Searched, step_weights, tree_record
+from o1jax.tasks.task import Task
 from o1jax.types import Problem, ScoredSolution, Verdict
 
 # Streams of randomness within an iteration.
 PROBLEMS, ROWS = 0, 1
 
-# Texts of an iteration whose steps are checked for legality.
-NUM_AUDITED = 256
+# Trees of an iteration whose steps are checked for legality.
+NUM_AUDITED = 32
 # Trees of an iteration that are written out.
 NUM_TREES = 4
 
@@ -263,21 +266,50 @@ def search_metrics(
   """Numbers of one iteration's searches."""
   found = [entry for entry in scored if entry.source == "search"]
   solved = {entry.problem.id for entry in found if entry.outcome_reward == 1}
-  audited = found[:: max(len(found) // NUM_AUDITED, 1)]
-  legal = tasks.legal_share(
-    parts.task, [e.problem for e in audited], [e.text for e in audited]
-  )
+  legal = [
+    is_legal
+    for one in evenly(searched, NUM_AUDITED)
+    for is_legal in judge_proposals(parts.task, one)
+  ]
   values = {
     "search/solved": np.mean([one.problem.id in solved for one in searched]),
     "search/solutions": len(found) / len(searched),
     "search/correct": sum(e.outcome_reward for e in found) / len(searched),
     "search/relabelled": (len(scored) - len(found)) / len(searched),
-    "search/illegal_steps": 1.0 - legal,
+    "search/illegal_steps": 1.0 - np.mean(legal),
   }
   for name in searched[0].cost:
     costs = [one.cost[name] for one in searched]
     values[f"search/{name}"] = np.mean(costs)
   return {name: float(value) for name, value in values.items()}
+
+
+def judge_proposals(task: Task, searched: Searched) -> list[bool]:
+  """For each step that a search proposed: is it legal where it stands?
+
+  Equal steps of one node were merged and count once. A node that adds no step,
+  such as an empty line, proposed an illegal one.
+  """
+  nodes = searched.nodes
+  texts, num_steps = {ROOT: ""}, {ROOT: 0}
+  legal: list[bool] = []
+  for node in np.flatnonzero(nodes["is_valid"]).tolist():
+    if node == ROOT:
+      continue
+    # Parents have lower indices.
+    parent = int(nodes["parent"][node])
+    texts[node] = texts[parent] + nodes["texts"][node]
+    marks = task.judge_steps(searched.problem, texts[node])
+    num_steps[node] = len(marks)
+    legal += marks[num_steps[parent] :] or [False]
+  return legal
+
+
+def evenly(items: Sequence[Any], count: int) -> Sequence[Any]:
+  """At most `count` of the items, at equal distances."""
+  if not count:
+    return ()
+  return items[:: max(math.ceil(len(items) / count), 1)]
 
 
 def learn(
@@ -397,17 +429,11 @@ class RunWriter:
     scored: Sequence[ScoredSolution],
   ) -> None:
     """Writes some solutions and the first trees of an iteration."""
-    rows = []
-    for entry in scored[:: max(len(scored) // self._num_samples, 1)]:
-      is_correct = entry.outcome_reward == 1
-      rows.append(
-        {**jsonl.solution_row(entry), "is_correct": is_correct}
-        | {"prompt": entry.problem.prompt}
-      )
     name = f"iteration_{iteration:05d}.jsonl"
     for folder in ("samples", "trees"):
       (self.workdir / folder).mkdir(exist_ok=True)
-    jsonl.write_jsonl(self.workdir / "samples" / name, rows)
+    samples = evenly(scored, self._num_samples)
+    jsonl.write_solutions(self.workdir / "samples" / name, samples)
     correct = {(e.problem.id, e.text): e.outcome_reward == 1 for e in scored}
     trees = []
     for one in searched[:NUM_TREES]:
@@ -417,7 +443,7 @@ class RunWriter:
         if s.is_finished
       }
       trees.append(tree_record(one, marks, iteration))
-    jsonl.write_jsonl(self.workdir / "trees" / name, trees)
+    jsonl.write_trees(self.workdir / "trees" / name, trees)
 
   def row(
     self,

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from o1jax import jsonl
 from o1jax import mesh as mesh_lib
 from o1jax import step_model as step_model_lib
 from o1jax.policy import sample
@@ -474,7 +475,7 @@ def step_weights(searched: Searched) -> dict[int, np.ndarray]:
 def tree_record(
   searched: Searched, is_correct: Mapping[int, bool], iteration: int
 ) -> dict[str, Any]:
-  """A tree as plain JSON values; unused and merged nodes are left out.
+  """A tree as `jsonl.write_trees` takes it, without unused and merged nodes.
 
   Args:
     searched: the search.
@@ -499,7 +500,7 @@ def tree_record(
       }
     )
   return {
-    "problem": searched.problem.prompt.strip(),
+    "problem": jsonl.problem_row(searched.problem),
     "iteration": iteration,
     "nodes": rows,
   }

@@ -15,10 +15,11 @@ import jax
 import numpy as np
 import pytest
 
+from o1jax import build, iterate, jsonl, metrics, tree_drawing
 from o1jax import config as config_lib
-from o1jax import iterate, metrics
 from o1jax.checkpoint import Checkpoints
-from policies import TINY_CONFIG, TINY_OVERRIDES, tiny_config
+from o1jax.solver import Searched
+from policies import TINY_CONFIG, TINY_OVERRIDES, countdown, tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NUM_ITERATIONS = 5  # one of initialization, four of search and learning
@@ -119,6 +120,61 @@ def test_a_run_searches_learns_and_writes(undisturbed):
   )
   steps = Checkpoints(workdir / "checkpoints", read_only=True).steps()
   assert set(steps) == {1, 3, 4, best}
+
+
+def test_what_a_run_writes_is_read_back(undisturbed, tmp_path):
+  workdir, _ = undisturbed
+  copy = tmp_path / "copy.jsonl"
+  name = f"iteration_{NUM_ITERATIONS - 1:05d}.jsonl"
+  trees = jsonl.read_trees(workdir / "trees" / name)
+  assert 0 < len(trees) <= iterate.NUM_TREES
+  jsonl.write_trees(copy, trees)
+  assert copy.read_bytes() == (workdir / "trees" / name).read_bytes()
+  drawn = tree_drawing.render_tree_text(trees[0])
+  assert trees[0]["problem"]["prompt"].strip() in drawn
+
+  path = workdir / "samples" / name
+  config = tiny_config(f"experience.path={path}")
+  task = build.task_of(config)
+  policy = build.policy_of(config, build.tokenizer_of(config, task, workdir))
+  samples = jsonl.read_solutions(path, policy.encode_solution)
+  assert 0 < len(samples) <= config.checkpoint.num_samples
+  jsonl.write_solutions(copy, samples)
+  assert copy.read_bytes() == path.read_bytes()
+  experience = build.first_experience(config, policy, task)
+  assert len(experience.pool("search")) > 0
+
+
+@pytest.mark.parametrize("num_items, count, places", [
+  (3, 5, [0, 1, 2]), (9, 5, [0, 2, 4, 6, 8]), (5, 1, [0]), (5, 0, []),
+  (0, 5, []),
+])  # fmt: skip
+def test_samples_are_no_more_than_asked_for(num_items, count, places):
+  assert list(iterate.evenly(range(num_items), count)) == places
+
+
+def test_every_proposed_step_is_judged_once():
+  task = countdown()
+  proposed = [  # parent, text, legal
+    (0, "2 + 3 = 5 (left: 7 5)\n", True),
+    (0, "2 + 3 = 6 (left: 7 6)\n", False),
+    (1, "7 - 5 = 2 (left: 2)", True),
+    (1, "7 - 6 = 1 (left: 1)", False),
+    (1, "\n", False),
+    (1, "", False),
+    # Judged where it stands: after what the wrong step above claims is left.
+    (2, "7 + 6 = 13 (left: 13)", True),
+    (2, "merged into another", None),
+  ]
+  parents, texts, legal = zip(*proposed, strict=True)
+  nodes = {
+    "parent": np.array([-1, *parents]),
+    "texts": ["", *texts],
+    "is_valid": np.array([True, *(mark is not None for mark in legal)]),
+  }
+  searched = Searched(task.parse("2 3 7 = 8"), [], None, nodes, {})
+  found = iterate.judge_proposals(task, searched)
+  assert found == [mark for mark in legal if mark is not None]
 
 
 def test_nothing_compiles_once_every_program_has_run(undisturbed):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from o1jax import jsonl
 from o1jax import mesh as mesh_lib
 from o1jax import solver as solver_lib
 from o1jax.search import ROOT
@@ -311,7 +312,7 @@ def test_a_tree_becomes_plain_values():
   (one, *_) = searched("mcts-checker")
   marks = {s.node: s.outcome == 1 for s in one.solutions}
   record = tree_record(one, marks, 7)
-  assert record["problem"] == one.problem.prompt.strip()
+  assert record["problem"] == jsonl.problem_row(one.problem)
   assert record["iteration"] == 7
   kept = np.flatnonzero(one.nodes["is_valid"])
   assert len(record["nodes"]) == len(kept)
