@@ -120,8 +120,9 @@ def read_trees(path: str | os.PathLike) -> list[dict[str, Any]]:
   """Reads search trees.
 
   A tree is a problem row and a list of nodes, each with parent (index of an
-  earlier node; -1 for the root, which comes first), text, visits, value, prior,
-  reward and is_terminal. Further fields are left as they are.
+  earlier node; -1 for the root, which comes first), text, num_visits, value,
+  prior, reward, is_terminal and is_correct (null where nobody checked). Further
+  fields are left as they are.
 
   Raises:
     ValueError: a bad row.
@@ -193,6 +194,7 @@ def _list_of(kind, expected, length=None):
 _STRING = _Kind("a string", lambda x: type(x) is str)
 _OBJECT = _Kind("an object", lambda x: isinstance(x, Mapping))
 _BOOL = _Kind("true or false", lambda x: type(x) is bool)
+_VERDICT = _Kind("true, false or null", lambda x: x is None or type(x) is bool)
 _MAX_FLOAT = float(np.finfo(np.float64).max)
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _NUMBER = _number(-_MAX_FLOAT, _MAX_FLOAT, "a finite number")
@@ -290,11 +292,12 @@ def _check_tree(tree, where):
       parent = _whole(NO_PARENT, NO_PARENT, f"{NO_PARENT}, for the root")
     _take(node, f"{name}.parent", where, parent)
     _take(node, f"{name}.text", where, _STRING)
-    _take(node, f"{name}.visits", where, _COUNT)
+    _take(node, f"{name}.num_visits", where, _COUNT)
     _take(node, f"{name}.value", where, _NUMBER)
     _take(node, f"{name}.prior", where, _NUMBER)
     _take(node, f"{name}.reward", where, _NUMBER)
     _take(node, f"{name}.is_terminal", where, _BOOL)
+    _take(node, f"{name}.is_correct", where, _VERDICT)
 
 
 def _check_names(row, prefix, where, required, optional):

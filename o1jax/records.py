@@ -71,6 +71,14 @@ def iteration_of(row: Mapping[str, Any]) -> float:
   return -1.0 if value is None else value
 
 
+def _rows_of(
+  workdir: str | os.PathLike, folder: str
+) -> Iterator[dict[str, Any]]:
+  """Rows of all files of a folder of the workdir."""
+  for path in sorted((pathlib.Path(workdir) / folder).glob("*.jsonl")):
+    yield from read_rows(path)
+
+
 def _newest(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
   """The rows of the last iteration, in their order; others are not held."""
   kept, last = [], -1.0
@@ -86,16 +94,15 @@ def _newest(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
 def read_curves(workdir: str | os.PathLike) -> Curves:
   """Curves of `metrics.jsonl`: kind -> key -> `(iteration, value)` points.
 
-  A row without an iteration is placed by its step. A row that a resumed run
-  wrote again replaces the earlier one.
+  A row that a resumed run wrote again replaces the earlier one.
   """
   table = collections.defaultdict(lambda: collections.defaultdict(dict))
   for row in read_rows(pathlib.Path(workdir) / "metrics.jsonl"):
-    x = number(row.get("iteration", row.get("step")))
+    x = number(row.get("iteration"))
     if x is None:
       continue
     for key, value in row.items():
-      if key not in ("iteration", "step") and number(value) is not None:
+      if key != "iteration" and number(value) is not None:
         table[str(row.get("kind", "iteration"))][key][x] = number(value)
   return {
     kind: {key: sorted(points.items()) for key, points in curves.items()}
@@ -117,20 +124,12 @@ def read_evaluation(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
 def read_tree(workdir: str | os.PathLike) -> dict[str, Any] | None:
   """The newest iteration's largest tree, one with a correct end if possible."""
-  folder = pathlib.Path(workdir)
-
-  def trees():
-    yield from read_rows(folder / "samples" / "trees.jsonl")
-    for path in sorted((folder / "trees").glob("*.json*")):
-      yield from (
-        read_rows(path) if path.suffix == ".jsonl" else [read_object(path)]
-      )
 
   def rank(tree):
     nodes = tree["nodes"]
     return (any(n.get("is_correct") is True for n in nodes), len(nodes))
 
-  found = _newest(tree for tree in trees() if is_tree(tree))
+  found = _newest(tree for tree in _rows_of(workdir, "trees") if is_tree(tree))
   return max(found, key=rank, default=None)
 
 
@@ -138,13 +137,16 @@ def read_samples(
   workdir: str | os.PathLike, *, count: int
 ) -> list[dict[str, Any]]:
   """Some right and some wrong solutions of the newest iteration."""
-  folder = pathlib.Path(workdir) / "samples"
   rows = _newest(
     row
-    for path in sorted(folder.glob("*.jsonl"))
-    for row in read_rows(path)
-    if "text" in row and isinstance(row.get("is_correct"), bool)
+    for row in _rows_of(workdir, "samples")
+    if "text" in row and isinstance(row.get("problem"), Mapping)
   )
-  right = [row for row in rows if row["is_correct"]][:count]
-  wrong = [row for row in rows if not row["is_correct"]][:count]
+  right = [row for row in rows if is_right(row)][:count]
+  wrong = [row for row in rows if not is_right(row)][:count]
   return right + wrong
+
+
+def is_right(sample: Mapping[str, Any]) -> bool:
+  """True for a solution with full reward."""
+  return number(sample.get("outcome_reward")) == 1

@@ -1,10 +1,10 @@
 """A run's report: one self-contained page, and one picture for a README.
 
 `write_report` reads what a run left in its workdir (`metrics.jsonl`,
-`evaluation.jsonl`, `samples/`, `trees/`, `config.json`, `manifest.json`) and
-writes `report.html`: no script, no network, light and dark. Any of the files
-may be missing, old, or cut short by a kill: the page shows what is there and
-says how to make the rest.
+`evaluation.jsonl`, `samples/`, `trees/`, `manifest.json`) and writes
+`report.html`: no script, no network, light and dark. Any of the files may be
+missing, old, or cut short by a kill: the page shows what is there and says how
+to make the rest.
 
 `python -m o1jax.report --workdir=W` writes it again for a finished run, and
 with `--picture=docs/x.svg` also the accuracy curve with a search tree.
@@ -16,9 +16,10 @@ import html
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from o1jax import drawing, records, tree_drawing
 from o1jax.drawing import Series, escape, format_number
@@ -75,72 +76,91 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 # Charts.
 
 
-def _is_accuracy(key: str) -> bool:
-  return key.endswith(("accuracy", "coverage"))
+# Names that `iterate.flatten_rows` gives; greedy has no budget.
+_KEYS = {
+  "accuracy": re.compile(r"eval/(.+?)(?:_(\d+))?_accuracy"),
+  "coverage": re.compile(r"coverage/(.+?)(?:_(\d+))?"),
+}
 
 
-def _strategy_of(key: str) -> str | None:
-  """The known strategy whose accuracy a key of `eval/` holds."""
-  name = key.removeprefix("eval/").removesuffix("_accuracy")
-  return name if name in _STRATEGIES else None
+class _Curve(NamedTuple):
+  """One strategy at one budget against iterations."""
+
+  strategy: str
+  budget: int | None
+  points: Sequence[tuple[float, float]]
+
+  @property
+  def label(self) -> str:
+    name = self.strategy.replace("_", " ")
+    if self.budget is None:
+      return name
+    return f"{name}, {self.budget} solution{'s' if self.budget != 1 else ''}"
 
 
-def _accuracy_curves(curves: Curves) -> list[Series]:
-  """Accuracy and coverage against iterations, as many as have colours.
+def _match(key: str) -> tuple[str, str, int | None] | None:
+  """Quantity, strategy and budget that a metric's name stands for, if any."""
+  for quantity, pattern in _KEYS.items():
+    if found := pattern.fullmatch(key):
+      strategy, budget = found.groups()
+      return quantity, strategy, None if budget is None else int(budget)
+  return None
 
-  Strategies come first, in the colours they have in the other charts. Rows of
-  kind "initialize" count on an axis of their own and are left to it.
-  """
+
+def _curves_of(curves: Curves, quantity: str) -> list[_Curve]:
+  """All curves of a quantity, of both phases; by strategy, then by budget."""
   found = collections.defaultdict(dict)
-  for kind, by_key in curves.items():
-    for key in filter(_is_accuracy, by_key):
-      if kind != "initialize":
-        found[key].update(by_key[key])
-
-  def place(key):
-    strategy = _strategy_of(key)
-    known = _STRATEGIES.index(strategy) if strategy else len(_STRATEGIES)
-    return known, not key.startswith("eval/"), key
-
-  free = iter(range(len(_STRATEGIES), drawing.NUM_COLORS))
-  series = []
-  for key in sorted(found, key=place):
-    strategy = _strategy_of(key)
-    color = _STRATEGIES.index(strategy) if strategy else next(free, None)
-    if color is None:
-      break
-    name = key.removeprefix("eval/").replace("_", " ").replace("/", " ")
-    series.append(Series(name, sorted(found[key].items()), color=color))
-  return series
+  for by_key in curves.values():
+    for key, points in by_key.items():
+      match = _match(key)
+      if match and match[0] == quantity:
+        found[match[1:]].update(points)
+  made = [_Curve(*cell, sorted(found[cell].items())) for cell in found]
+  return sorted(made, key=lambda c: (_place(c.strategy), c.budget or 0))
 
 
-def _draw_accuracy(series: Sequence[Series]) -> drawing.Drawing:
+def _place(strategy: str) -> tuple[int, str]:
+  """Sorts the known strategies first, in their order, then the others."""
+  if strategy in _STRATEGIES:
+    return _STRATEGIES.index(strategy), ""
+  return len(_STRATEGIES), strategy
+
+
+def _colors(
+  curves: Curves, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, int]:
+  """The colour of every strategy of a run, the same in all its charts."""
+  present = {row["strategy"] for row in rows}
+  for quantity in _KEYS:
+    present |= {curve.strategy for curve in _curves_of(curves, quantity)}
+  names = sorted({*_STRATEGIES, *present}, key=_place)
+  return {name: i % drawing.NUM_COLORS for i, name in enumerate(names)}
+
+
+def _draw_curves(
+  curves: Curves, quantity: str, colors: Mapping[str, int]
+) -> drawing.Drawing | None:
+  """A quantity against iterations; None where nothing was measured."""
+  series = [
+    Series(curve.label, curve.points, color=colors[curve.strategy])
+    for curve in _curves_of(curves, quantity)
+  ]
+  if not series:
+    return None
   return drawing.draw_lines(
     series,
-    title="Accuracy against training iterations",
+    title=f"{quantity.capitalize()} against training iterations",
     x_title="iteration",
     is_percent=True,
   )
 
 
-def _strategies(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Strategies present: the known ones in their order, then the others."""
-  present = {row["strategy"] for row in rows}
-  others = sorted(present - set(_STRATEGIES))
-  return [s for s in _STRATEGIES if s in present] + others
-
-
-def _strategy_color(strategy: str, others: Sequence[str]) -> int:
-  names = [*_STRATEGIES, *(s for s in others if s not in _STRATEGIES)]
-  return names.index(strategy) % drawing.NUM_COLORS
-
-
 def _strategy_series(
-  rows: Sequence[Mapping[str, Any]], x_key: str
+  rows: Sequence[Mapping[str, Any]], x_key: str, colors: Mapping[str, int]
 ) -> list[Series]:
   """One line per strategy, accuracy against `x_key`, with its intervals."""
-  series, strategies = [], _strategies(rows)
-  for strategy in strategies:
+  series = []
+  for strategy in sorted({row["strategy"] for row in rows}, key=_place):
     own = [row for row in rows if row["strategy"] == strategy]
     own.sort(key=lambda row: row[x_key])
     intervals = []
@@ -155,7 +175,7 @@ def _strategy_series(
         strategy.replace("_", " "),
         [(row[x_key], row["accuracy"]) for row in own],
         intervals,
-        _strategy_color(strategy, strategies),
+        colors[strategy],
       )
     )
   return series
@@ -192,9 +212,11 @@ def _table(
 
 def _tiles(curves: Curves) -> str:
   """The run in a few large figures."""
+  # Of each strategy, at its largest budget.
+  newest = {c.strategy: c for c in _curves_of(curves, "accuracy")}
   tiles = [
-    (format_number(s.points[-1][1], is_percent=True), s.label)
-    for s in _accuracy_curves(curves)[:4]
+    (format_number(c.points[-1][1], is_percent=True), f"accuracy: {c.label}")
+    for c in newest.values()
   ]
   seconds = [p for by_key in curves.values() for p in by_key.get("seconds", [])]
   iterations = curves.get("iteration", {}).get("seconds", [])
@@ -210,15 +232,30 @@ def _tiles(curves: Curves) -> str:
   return f'<div class="tiles">{"".join(cells)}</div>' if tiles else ""
 
 
-def _accuracy_section(curves: Curves) -> str:
-  series = _accuracy_curves(curves)
-  if not series:
+def _accuracy_section(curves: Curves, colors: Mapping[str, int]) -> str:
+  accuracy = _draw_curves(curves, "accuracy", colors)
+  coverage = _draw_curves(curves, "coverage", colors)
+  if accuracy is None:
     return "<p>No accuracy has been measured yet.</p>"
-  return _chart(_draw_accuracy(series))
+  out = [
+    "<p>Accuracy of the one solution a strategy answers with, on held-out"
+    " problems. A budget is the tokens of that many solutions.</p>",
+    _chart(accuracy),
+  ]
+  if coverage is not None:
+    out += [
+      "<p>Coverage: share of problems with a right one among all solutions that"
+      " were found.</p>",
+      _chart(coverage),
+    ]
+  return "".join(out)
 
 
-def _evaluation_section(workdir: pathlib.Path) -> str:
-  rows = records.read_evaluation(workdir)
+def _evaluation_section(
+  workdir: pathlib.Path,
+  rows: Sequence[Mapping[str, Any]],
+  colors: Mapping[str, int],
+) -> str:
   if not rows:
     command = f"python -m o1jax.evaluate --workdir={workdir}"
     return (
@@ -230,12 +267,12 @@ def _evaluation_section(workdir: pathlib.Path) -> str:
   newest = [row for row in rows if row["iteration"] == last]
   tokens = [row["tokens"] for row in newest]
   out = [
-    "<p>Accuracy of the one solution a strategy selects, at equal budgets of"
-    f" generated tokens, after iteration {format_number(last)}. Bars are"
-    " bootstrap intervals.</p>",
+    "<p>Accuracy of the one solution a strategy answers with, at equal budgets,"
+    f" after iteration {format_number(last)}. A budget is the tokens of that"
+    " many solutions. Bars are bootstrap intervals.</p>",
     _chart(
       drawing.draw_lines(
-        _strategy_series(newest, "tokens"),
+        _strategy_series(newest, "tokens", colors),
         title="Accuracy against test-time tokens",
         x_title="generated tokens a problem",
         is_percent=True,
@@ -247,12 +284,8 @@ def _evaluation_section(workdir: pathlib.Path) -> str:
   def share(row, key):
     return format_number(number(row.get(key)), is_percent=True)
 
-  strategies = _strategies(newest)
   newest.sort(
-    key=lambda row: (
-      number(row.get("budget")) or 0.0,
-      strategies.index(row["strategy"]),
-    )
+    key=lambda row: (number(row.get("budget")) or 0.0, _place(row["strategy"]))
   )
   plain = ("tokens", "seconds", "verifier_requests", "num_problems")
   table = [
@@ -278,17 +311,18 @@ def _evaluation_section(workdir: pathlib.Path) -> str:
     "problems",
   )
   out.append(_card(_table(head, table, 1)))
-  if len({row["iteration"] for row in rows}) > 1:
-    largest = max(number(row.get("budget")) or 0.0 for row in rows)
-    at_largest = [
-      row for row in rows if (number(row.get("budget")) or 0.0) == largest
-    ]
+  # Budgets of earlier iterations, which the chart above does not show.
+  searched = [row for row in rows if row["strategy"] != "greedy"]
+  earlier = {number(r.get("budget")) for r in searched if r["iteration"] < last}
+  for budget in sorted(earlier - {None}):
+    shown = [row for row in searched if number(row.get("budget")) == budget]
+    shown += [row for row in rows if row["strategy"] == "greedy"]
     out.append(
       _chart(
         drawing.draw_lines(
-          _strategy_series(at_largest, "iteration"),
-          title=f"At a budget of {format_number(largest)} tokens, per saved"
-          " iteration",
+          _strategy_series(shown, "iteration", colors),
+          title=f"Accuracy at a budget of {format_number(budget)} solutions, by"
+          " saved iteration",
           x_title="iteration",
           is_percent=True,
         )
@@ -316,11 +350,13 @@ def _sample_section(samples: Sequence[Mapping[str, Any]]) -> str:
   rows = []
   for row in samples:
     mark, kind = (
-      ("\u2713 right", "good") if row["is_correct"] else ("\u2717 wrong", "bad")
+      ("\u2713 right", "good")
+      if records.is_right(row)
+      else ("\u2717 wrong", "bad")
     )
     lines = str(row["text"]).split("\n")
     text = "\n".join(escape(line, 400) for line in lines[:40])
-    prompt = str(row.get("prompt") or row.get("problem") or "").strip()
+    prompt = str(row["problem"].get("prompt", "")).strip()
     rows.append(
       f'<tr><td class="{kind}">{mark}</td>'
       f'<td class="t">{escape(prompt, 400)}</td><td class="t">{text}</td>'
@@ -344,7 +380,7 @@ def _metrics_section(curves: Curves) -> str:
   for kind in kinds:
     groups = collections.defaultdict(list)
     for key in sorted(curves[kind]):
-      if kind == "initialize" or not _is_accuracy(key):
+      if _match(key) is None:
         groups[key.split("/")[0] if "/" in key else "run"].append(key)
     for group in sorted(groups):
       name = group if kind == "iteration" else f"{kind}: {group}"
@@ -372,26 +408,26 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _settings_section(workdir: pathlib.Path) -> str:
-  out = []
-  for name in ("config.json", "manifest.json"):
-    rows = [
-      (f"<code>{escape(key)}</code>", f"<code>{escape(value, 2000)}</code>")
-      for key, value in _flatten(records.read_object(workdir / name))
-      if key
-    ]
-    if rows:
-      table = _card(_table(("field", "value"), rows, 2))
-      out.append(f"<details><summary>{name}</summary>{table}</details>")
-  return "".join(out)
+  rows = [
+    (f"<code>{escape(key)}</code>", f"<code>{escape(value, 2000)}</code>")
+    for key, value in _flatten(records.read_object(workdir / "manifest.json"))
+    if key
+  ]
+  if not rows:
+    return ""
+  table = _card(_table(("field", "value"), rows, 2))
+  return f"<details><summary>manifest.json</summary>{table}</details>"
 
 
 def render_report(workdir: str | os.PathLike) -> str:
   """The report of a workdir as the text of one HTML page."""
   workdir = pathlib.Path(workdir)
   curves = records.read_curves(workdir)
+  rows = records.read_evaluation(workdir)
+  colors = _colors(curves, rows)
   sections = (
-    ("Learning", _accuracy_section(curves)),
-    ("Test-time search", _evaluation_section(workdir)),
+    ("Learning", _accuracy_section(curves, colors)),
+    ("Test-time search", _evaluation_section(workdir, rows, colors)),
     ("A search tree", _tree_section(records.read_tree(workdir))),
     (
       "Solutions",
@@ -439,16 +475,21 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   return path
 
 
+def _accuracy_drawing(workdir: str | os.PathLike) -> drawing.Drawing:
+  curves = records.read_curves(workdir)
+  picture = _draw_curves(curves, "accuracy", _colors(curves, ()))
+  if picture is None:
+    raise ValueError(f"{workdir}: metrics.jsonl holds no accuracy yet")
+  return picture
+
+
 def render_accuracy_svg(workdir: str | os.PathLike) -> str:
   """The accuracy curves of a workdir as an SVG that stands alone.
 
   Raises:
     ValueError: the workdir holds no accuracy yet.
   """
-  series = _accuracy_curves(records.read_curves(workdir))
-  if not series:
-    raise ValueError(f"{workdir}: metrics.jsonl holds no accuracy yet")
-  return drawing.to_svg(_draw_accuracy(series))
+  return drawing.to_svg(_accuracy_drawing(workdir))
 
 
 def write_picture(
@@ -460,10 +501,7 @@ def write_picture(
     ValueError: the workdir holds no accuracy yet.
     OSError: the file cannot be written.
   """
-  series = _accuracy_curves(records.read_curves(workdir))
-  if not series:
-    raise ValueError(f"{workdir}: metrics.jsonl holds no accuracy yet")
-  parts = [_draw_accuracy(series)]
+  parts = [_accuracy_drawing(workdir)]
   tree = records.read_tree(workdir)
   if tree is not None:
     parts.append(tree_drawing.draw_tree(tree, max_nodes=max_nodes))

@@ -1,8 +1,6 @@
 """Search trees as SVG and as text.
 
-A tree is a mapping as in `samples/trees.jsonl`: `problem` and `nodes`, the
-root first; a node has `parent`, `text`, `num_visits`, `value`, `prior`,
-`reward`, `is_terminal` and `is_correct` (None where nobody checked).
+A tree is a row of the `trees/` of a run, see `jsonl.read_trees`.
 `choose_nodes` takes its most visited part, `layout_tree` gives every node a
 place (a column per depth, a row per leaf), `render_tree_svg` and
 `render_tree_text` show it.
@@ -82,9 +80,11 @@ def choose_nodes(tree: Mapping[str, Any], max_nodes: int) -> set[int]:
 
 
 def _label(tree: Mapping[str, Any], index: int, max_chars: int) -> str:
-  node = tree["nodes"][index]
-  text = node.get("text") or (tree.get("problem", "") if index == 0 else "")
-  return clean(str(text).strip() or "\u2205", max_chars)
+  text = tree["nodes"][index].get("text")
+  if index == 0:
+    problem = tree.get("problem")
+    text = problem.get("prompt") if isinstance(problem, Mapping) else ""
+  return clean(str(text or "").strip() or "\u2205", max_chars)
 
 
 def _text_width(text: str) -> float:
@@ -265,9 +265,7 @@ def render_tree_svg(tree: Mapping[str, Any], *, max_nodes: int = 40) -> str:
   """A search tree as an SVG that stands alone: a file, or a notebook's output.
 
   Args:
-    tree: a row of `samples/trees.jsonl`: `problem` and `nodes`, the root first;
-      a node has `parent`, `text`, `num_visits`, `value`, `prior`, `reward`,
-      `is_terminal`, `is_correct`.
+    tree: a row of the `trees/` of a run, see `jsonl.read_trees`.
     max_nodes: nodes drawn, the most visited ones.
 
   Raises:

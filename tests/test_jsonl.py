@@ -44,13 +44,14 @@ def make_tree():
   node = {
     "parent": -1,
     "text": "",
-    "visits": 3,
+    "num_visits": 3,
     "value": 0.5,
     "prior": 1.0,
     "reward": 0.0,
     "is_terminal": False,
+    "is_correct": None,
   }
-  child = node | {"parent": 0, "text": "3 + 7 = 10\n", "is_terminal": True}
+  child = node | {"parent": 0, "text": "3 + 7 = 10", "is_terminal": True}
   return {
     "problem": jsonl.problem_row(PROBLEM),
     "nodes": [node, child, dict(child)],
@@ -183,9 +184,10 @@ def test_a_line_that_is_no_object_is_named(tmp_path, line, words):
     (0, {"parent": 0}, r"nodes\[0\].parent': expected -1, for the root"),
     (2, {"parent": 2}, r"nodes\[2\].parent': expected an earlier node, 0 to 1"),
     (1, {"parent": -1}, r"nodes\[1\].parent': expected an earlier node"),
-    (1, {"visits": 1.5}, r"nodes\[1\].visits': expected a whole number"),
+    (1, {"num_visits": 1.5}, r"nodes\[1\].num_visits': expected a whole"),
     (1, {"prior": None}, r"nodes\[1\].prior': expected a finite number"),
     (1, {"is_terminal": 1}, r"nodes\[1\].is_terminal': expected true or f"),
+    (1, {"is_correct": 1}, r"nodes\[1\].is_correct': expected true, false o"),
   ],
 )
 def test_a_bad_tree_is_refused_in_both_directions(

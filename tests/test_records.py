@@ -31,7 +31,7 @@ def test_curves_keep_finite_numbers_of_the_last_writing(tmp_path):
     {"kind": "iteration", "iteration": 1, "learn/loss": 9.0},
     {"kind": "iteration", "iteration": 1, "learn/loss": 1.0, "note": "text"},
     {"kind": "iteration", "iteration": 3, "learn/loss": float("nan")},
-    {"kind": "initialize", "step": 1, "seconds": 7, "is_done": True},
+    {"kind": "initialize", "iteration": 1, "seconds": 7, "is_done": True},
     {"learn/loss": 3.0},
     {"iteration": 3, "huge": 10**400, "zero": 0},
     end='{"kind":"iteration","iteration":4,"learn/lo',
@@ -60,24 +60,30 @@ def test_evaluation_keeps_the_last_row_of_each_cell(tmp_path):
 def test_newest_largest_tree_with_a_correct_end_is_chosen(tmp_path):
   def tree(iteration, size, is_correct=None):
     nodes = [{"parent": i - 1, "is_correct": is_correct} for i in range(size)]
-    return {"iteration": iteration, "problem": str(size), "nodes": nodes}
+    return {"iteration": iteration, "nodes": nodes}
+
+  def size():
+    return len(records.read_tree(tmp_path)["nodes"])
 
   assert records.read_tree(tmp_path) is None
-  path = tmp_path / "samples" / "trees.jsonl"
+  path = tmp_path / "trees" / "a.jsonl"
   write_lines(path, tree(1, 9, True), tree(2, 7, False), {"nodes": "x"})
-  assert records.read_tree(tmp_path)["problem"] == "7"
+  assert size() == 7
   write_lines(path, tree(2, 7, False), tree(2, 3, True), tree(1, 9, True))
-  assert records.read_tree(tmp_path)["problem"] == "3"
-  folder = tmp_path / "trees"
-  write_lines(folder / "a.json", tree(2, 5, True))
-  write_lines(folder / "b.jsonl", tree(2, 4, True), end='{"iteration": 9')
-  (folder / "c.json").write_text('{"iteration": 9, "nodes": [')
-  assert records.read_tree(tmp_path)["problem"] == "5"
+  assert size() == 3
+  end = '{"iteration": 9, "nodes": ['
+  write_lines(path.with_name("b.jsonl"), tree(2, 4, True), end=end)
+  assert size() == 4
 
 
 def test_samples_are_some_right_and_wrong_of_the_newest_iteration(tmp_path):
   def sample(iteration, name, is_correct):
-    return {"iteration": iteration, "text": name, "is_correct": is_correct}
+    return {
+      "problem": {},
+      "iteration": iteration,
+      "text": name,
+      "outcome_reward": float(is_correct),
+    }
 
   old = [sample(1, "old", True)]
   new = [sample(2, f"s{i}", i % 3 == 0) for i in range(9)]

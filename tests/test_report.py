@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from o1jax import records, report
+from o1jax import iterate, records, report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -46,50 +46,57 @@ def write_lines(path, rows, end=""):
   path.write_text("".join(json.dumps(row) + "\n" for row in rows) + end)
 
 
+BUDGETS = {"greedy": (1,), "majority_vote": (2, 16), "mcts": (2, 16)}
+BUDGETS |= {"best_of_n": (2, 16), "beam": (2, 16)}  # One that is not known.
+
+
+def measured(iteration, strategy, budget):
+  """A row as `Evaluator.measure` gives, with its iteration."""
+  accuracy = 0.2 * iteration + budget / 1000
+  return {
+    "iteration": iteration,
+    "strategy": strategy,
+    "budget": budget,
+    "accuracy": accuracy,
+    "accuracy_low": accuracy - 0.1,
+    "accuracy_high": accuracy + 0.1,
+    "coverage": accuracy + 0.05,
+    "tokens": 20.0 * budget,
+    "verifier_requests": 0.0,
+    "num_problems": 77,
+    "seconds": 2.0,
+  }
+
+
 @pytest.fixture
 def workdir(tmp_path):
   """A small run with every file a report reads."""
   folder = tmp_path / "run"
-  metrics = [{"kind": "initialize", "iteration": 0, "pretrain/loss": 2.5}]
-  metrics += [
-    {
-      "kind": "iteration",
-      "iteration": i,
-      "seconds": 30.0,
-      "eval/greedy_accuracy": 0.2 * i,
-      "eval/coverage": 0.25 * i,
-      "search/solved": 10 * i,
-      "learn/policy_loss": 1.0 / i,
-    }
-    for i in (1, 2, 3)
-  ]
+  metrics, evaluation = [], []
+  for i in range(4):
+    rows = [measured(i, "greedy", 1)]
+    if i >= 2:
+      rows = [measured(i, name, n) for name in BUDGETS for n in BUDGETS[name]]
+      evaluation += rows
+    metrics.append(
+      {
+        "kind": "iteration" if i else "initialize",
+        "iteration": i,
+        "search/solved": 10 * i,
+        "learn/policy_loss": 1.0 / (i + 1),
+        **iterate.flatten_rows(rows),
+        "seconds": 30.0,
+      }
+    )
   write_lines(folder / "metrics.jsonl", metrics, '{"kind": "iterat')
-  evaluation = [
-    {
-      "iteration": iteration,
-      "strategy": strategy,
-      "budget": budget,
-      "accuracy": 0.5 + budget / 1000,
-      "accuracy_low": 0.4,
-      "accuracy_high": 0.7,
-      "coverage": 0.8,
-      "tokens": budget - 1.0,
-      "seconds": 2.0,
-      "verifier_requests": 0,
-      "num_problems": 77,
-    }
-    for iteration in (2, 3)
-    for strategy in ("greedy", "majority_vote", "best_of_n", "mcts", "beam")
-    for budget in (32, 256)
-  ]
   write_lines(folder / "evaluation.jsonl", evaluation, '{"iteration": 9, "s')
+  problem = {"id": "countdown/2,3,7=13", "prompt": "3 7 2 = 13\n"}
   samples = [
     {
       "iteration": 3,
-      "problem": "countdown/2,3,7=13",
-      "prompt": "3 7 2 = 13\n",
+      "problem": problem,
       "text": text,
-      "is_correct": is_correct,
+      "outcome_reward": float(is_correct),
       "verdict": verdict,
       "source": "search",
     }
@@ -103,11 +110,11 @@ def workdir(tmp_path):
     {"parent": -1, "text": "", "num_visits": 8, "value": 0.4, "prior": 1.0},
     {"parent": 0, "text": HOSTILE, "num_visits": 7, "value": 0.4, "prior": 1.0},
   ]
-  tree = {"problem": "3 7 2 = 13", "iteration": 3, "nodes": nodes}
-  write_lines(folder / "samples" / "trees.jsonl", [tree])
-  config = {"seed": 0, "search": {"num_simulations": 32, "name": HOSTILE}}
-  (folder / "config.json").write_text(json.dumps(config))
-  (folder / "manifest.json").write_text('{"jax": "0.10.2", "git": "ab')
+  tree = {"problem": problem, "iteration": 3, "nodes": nodes}
+  write_lines(folder / "trees" / "iteration_3.jsonl", [tree])
+  search = {"num_simulations": 32, "name": HOSTILE}
+  manifest = {"config": {"seed": 0, "search": search}, "git": "ab"}
+  (folder / "manifest.json").write_text(json.dumps(manifest))
   return folder
 
 
@@ -116,33 +123,56 @@ def test_report_holds_every_section(workdir):
   assert path == workdir / "report.html"
   page = Page(path.read_text("utf-8"))
   for text in (
-    "greedy accuracy",
-    "60%",  # the newest greedy accuracy
-    "1.5 min",
+    "accuracy: greedy",
+    "60.1%",  # the newest greedy accuracy
+    "accuracy: mcts, 16 solutions",
+    "2.0 min",
     "policy_loss",
-    "initialize: pretrain",
+    "initialize: learn",
     "after iteration 3",
     "77",
     "7 + 6 = 13 (left: 13)",
     "Search tree of 3 7 2 = 13",
-    "search.num_simulations",
+    "config.search.num_simulations",
   ):
     assert text in page.text
-  assert "manifest.json" not in page.text  # half written
   assert page.tags.count("details") == 2
 
 
-def test_every_strategy_has_its_line_in_both_charts(workdir):
-  page = Page(report.render_report(workdir))
-  lines = [v for _, name, v in page.attributes if name == "data-series"]
-  for strategy in ("greedy", "majority vote", "best of n", "mcts", "beam"):
-    assert lines.count(strategy) == 2  # against tokens, against iterations
+def charts_of(text):
+  """Title -> label -> (colour, number of points), of every line chart."""
+  charts = {}
+  for svg in re.findall(r"<svg.*?</svg>", text, re.S):
+    lines = re.findall(
+      r'data-series="([^"]+)"\s+style="stroke:var\(--s(\d)\)"\s+points="([^"]+)"',
+      svg,
+    )
+    if lines:
+      title = re.search(r'class="title"[^>]*>([^<]*)<', svg)[1]
+      charts[title] = {
+        name: (int(color), len(points.split())) for name, color, points in lines
+      }
+  return charts
 
 
-def test_a_strategy_keeps_its_colour(workdir):
-  text = report.render_report(workdir)
-  colors = re.findall(r'data-series="greedy[^"]*"\s+style="([^"]+)"', text)
-  assert colors == ["stroke:var(--s0)"] * 3
+def test_every_strategy_has_its_line_in_its_colour_in_every_chart(workdir):
+  charts = charts_of(report.render_report(workdir))
+  colors = {
+    "majority vote": 1, "best of n": 2, "mcts": 3, "beam": 4
+  }  # fmt: skip
+  by_iteration = {"greedy": (0, 4)} | {
+    f"{name}, {n} solutions": (color, 2)
+    for name, color in colors.items()
+    for n in (2, 16)
+  }
+  pair = {"greedy": (0, 2)} | {name: (c, 2) for name, c in colors.items()}
+  assert charts == {
+    "Accuracy against training iterations": by_iteration,
+    "Coverage against training iterations": by_iteration,
+    "Accuracy against test-time tokens": pair | {"greedy": (0, 1)},
+    "Accuracy at a budget of 2 solutions, by saved iteration": pair,
+    "Accuracy at a budget of 16 solutions, by saved iteration": pair,
+  }
 
 
 def test_nothing_is_fetched_and_no_script_runs(workdir):
@@ -184,7 +214,7 @@ def test_files_cut_short_anywhere_do_not_break_it(workdir, share):
 
 def test_wrong_types_in_rows_do_not_break_it(workdir):
   odd = [None, "x", [], {}, True, -1, float("inf"), 10**400, "\ud800"]
-  for name in ("metrics.jsonl", "evaluation.jsonl", "samples/trees.jsonl",
+  for name in ("metrics.jsonl", "evaluation.jsonl", "trees/iteration_3.jsonl",
                "samples/iteration_3.jsonl"):  # fmt: skip
     rows = list(records.read_rows(workdir / name))[:2]
     wrong = [{**r, key: v} for r in rows for key in r for v in odd]
@@ -217,7 +247,9 @@ def test_command_writes_report_and_picture(workdir, tmp_path, capsys):
   ]
   root = ET.fromstring(picture.read_text("utf-8"))
   text = "".join(root.itertext())
-  assert "greedy accuracy" in text and "Search tree of 3 7 2 = 13" in text
+  assert "Search tree of 3 7 2 = 13" in text
+  (lines,) = charts_of(picture.read_text("utf-8")).values()
+  assert {"greedy", "mcts, 16 solutions", "best of n, 2 solutions"} <= {*lines}
   assert "<script" not in picture.read_text("utf-8")
 
 

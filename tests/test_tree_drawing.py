@@ -28,7 +28,7 @@ def node(parent, text, visits, **fields):
 def small_tree():
   done = {"is_terminal": True}
   return {
-    "problem": "3 7 2 = 13",
+    "problem": {"prompt": "3 7 2 = 13\n"},
     "iteration": 4,
     "nodes": [
       node(-1, "", 33, value=0.4, prior=1.0),
@@ -49,7 +49,7 @@ def random_tree(seed, num_nodes):
   for i in range(1, num_nodes):
     text = "x" * rng.randrange(1, 60)
     nodes.append(node(rng.randrange(i), text, rng.randrange(100)))
-  return {"problem": "p", "nodes": nodes}
+  return {"problem": {"prompt": "p"}, "nodes": nodes}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_text_lists_children_by_visits():
 def test_hostile_and_broken_nodes_are_drawn_harmlessly():
   broken = {"parent": 0, "is_terminal": True, "is_correct": [], "value": "?"}
   tree = {
-    "problem": "<b>\x1b[2J",
+    "problem": {"prompt": "<b>\x1b[2J"},
     "nodes": [
       {"parent": -1},
       node(0, "</text><script>alert(1)</script>\x00", float("nan")),
