@@ -130,6 +130,7 @@ class Checkpoints:
     size += sum(array.nbytes for array in host.values())
     with self._failing_cleanly(step):
       self.directory.mkdir(parents=True, exist_ok=True)
+      _sync(self.directory.parent)
       # Orbax's writer threads print pages when a write fails, so room is
       # proven first. The margin is for tables of contents.
       _prove_room(self.directory / _TRIAL, size + size // 16 + 65536)
@@ -142,7 +143,11 @@ class Checkpoints:
       record = {"meta": dict(meta), "metric": metric, "leaves": leaves}
       record["files"] = _describe_files(folder)
       _write_record(folder / _RECORD, record)
+      for path in [*folder.rglob("*"), folder]:
+        _sync(path)
       folder.rename(self.directory / str(step))
+      # Only when the new name is on disk may older checkpoints go.
+      _sync(self.directory)
     self._drop()
 
   def read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -305,6 +310,15 @@ def _read_record(path: pathlib.Path) -> dict[str, Any]:
     if field not in record:
       raise ValueError(f"{_RECORD} lacks {field!r}")
   return record
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Waits until a file, or the names in a folder, are on disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def _prove_room(path: pathlib.Path, size: int) -> None:

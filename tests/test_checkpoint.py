@@ -192,6 +192,76 @@ def test_a_save_that_finds_no_room_leaves_the_previous_one_good(tmp_path):
     assert "File too large" in line and "the previous one, 1, is good" in line
 
 
+SAVE_WITHOUT_PROOF = """
+import pathlib, resource, sys
+sys.path.insert(0, "tests")
+import numpy as np
+import test_checkpoint as t
+t.checkpoint._prove_room = lambda *_: None
+checkpoints = t.Checkpoints(sys.argv[1])
+t.save(checkpoints, 1)
+large = {
+  "state": dict(state=t.make_state(2, width=200_000)),
+  "host.npz": dict(host={"large": np.zeros(1_000_000)}),
+  "checkpoint.json": dict(meta={"large": "x" * 1_000_000}),
+}
+for name, values in large.items():
+  values = dict(state=t.make_state(2), host=t.HOST, meta={}) | values
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+  reached, sweep = [], checkpoints._sweep
+  def swept():
+    folder = pathlib.Path(sys.argv[1]) / "unfinished-2"
+    reached.append(sorted(path.name for path in folder.iterdir()))
+    sweep()
+  checkpoints._sweep = swept
+  try:
+    checkpoints.save(2, **values)
+    print("saved")
+  except OSError as error:
+    print(error)
+  checkpoints._sweep = sweep
+  assert name in reached[0][-1] or name in reached[0], reached
+  assert len(reached[0]) == 1 + list(large).index(name), reached
+  resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+  t.assert_same(checkpoints.restore(1, t.make_state(0)), 1)
+  assert [p.name for p in pathlib.Path(sys.argv[1]).iterdir()] == ["1"]
+"""
+
+
+def test_a_file_that_cannot_grow_in_mid_save_leaves_the_previous_one(tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-c", SAVE_WITHOUT_PROOF, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    cwd=pathlib.Path(__file__).parent.parent,
+  )
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  assert len(lines) == 3
+  for line in lines:
+    assert "checkpoint 2 could not be written" in line
+    assert "the previous one, 1, is good" in line
+
+
+def test_all_is_on_disk_before_the_previous_one_goes(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path)
+  save(checkpoints, 1)
+  synced = []
+
+  def sync(path):
+    synced.append((path, (tmp_path / "1").exists()))
+
+  monkeypatch.setattr(checkpoint, "_sync", sync)
+  save(checkpoints, 2)
+  assert all(previous for _, previous in synced)
+  folder = tmp_path / "unfinished-2"
+  written = [tmp_path / "2", *(tmp_path / "2").rglob("*")]
+  names = {folder / path.relative_to(tmp_path / "2") for path in written}
+  assert len(names) > 10 and names <= {path for path, _ in synced}
+  assert synced[-1][0] == tmp_path
+  assert checkpoints.steps() == [2]
+
+
 def test_a_failure_inside_orbax_is_reported_the_same_way(tmp_path, monkeypatch):
   checkpoints = Checkpoints(tmp_path)
   save(checkpoints, 1)
