@@ -22,7 +22,7 @@ FLOORS = (
   "types mesh metrics checkpoint config jsonl records drawing",
   "tasks policy reward search learning experience",
   "step_model",
-  "initialize solver evaluation report tree_drawing rows build load",
+  "solver evaluation report tree_drawing rows build load",
   "iterate",
   "main evaluate solve export",
 )
@@ -130,6 +130,14 @@ def violation(importer, imported):
 def test_every_module_has_a_floor():
   names = {name.split(".")[0] for name in MODULES} - {""}
   assert names <= FLOOR.keys(), f"no floor for {names - FLOOR.keys()}"
+  assert FLOOR.keys() <= names, f"there is no {FLOOR.keys() - names}"
+
+
+def test_the_floors_of_the_guide_are_those_of_the_house():
+  guide = (ROOT / "AGENTS.md").read_text()
+  rows = re.findall(r"^\| (\d) \|(.*)\|$", guide, re.M)
+  found = {int(i): set(re.findall(r"`(\w+)`", names)) for i, names in rows}
+  assert found == {i: set(names.split()) for i, names in enumerate(FLOORS)}
 
 
 def test_imports_go_down_only():
