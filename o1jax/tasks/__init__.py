@@ -12,7 +12,6 @@ from o1jax.tasks.game24 import Game24
 from o1jax.tasks.task import (
   SPLITS,
   Task,
-  first_wrong_step,
   legal_share,
   require_known,
   success_rate,
@@ -24,7 +23,6 @@ __all__ = [
   "SPLITS",
   "TASKS",
   "Task",
-  "first_wrong_step",
   "legal_share",
   "make_task",
   "success_rate",

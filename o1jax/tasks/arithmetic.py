@@ -21,6 +21,7 @@ from o1jax.types import Problem, Verdict
 MAX_TERMS = 20
 MAX_DIGITS = 9
 _MAX_CHARACTERS = 2_000
+_MAX_EMPTY_DRAWS = 1_000  # draws in a row without a problem of the split
 
 _PROBLEM = re.compile(r"\s*([0-9]+(?:\s*[-+*]\s*[0-9]+)+)\s*=?\s*")
 _LINE = re.compile(r"(-?[0-9]{1,200}) ([-+*]) ([0-9]{1,20}) = (-?[0-9]{1,200})")
@@ -70,12 +71,16 @@ class Arithmetic:
     if split == "heldout" and not self.heldout:
       raise ValueError("nothing is held out: set heldout above 0")
     problems: list[Problem] = []
+    empty = 0
     while len(problems) < n:
+      if empty > _MAX_EMPTY_DRAWS:
+        raise ValueError(f"{self.name}: the {split} split has no problems")
       terms = self._draw_terms(rng, 2 * n + 16)
       ops = rng.choice(list(self.ops), (len(terms), self.num_terms - 1))
       keep = self._is_heldout(terms) == (split == "heldout")
       pairs = zip(terms[keep].tolist(), ops[keep].tolist(), strict=True)
       problems += [self.make_problem(*pair) for pair in pairs]
+      empty = 0 if keep.any() else empty + 1
     return problems[:n]
 
   def heldout_problems(self, n: int) -> list[Problem]:

@@ -170,16 +170,17 @@ def state_after(
 def marked_answer(text: str) -> tuple[str, str]:
   r"""Splits a longer text into its marked answer and what follows.
 
-  The answer is inside the last `\boxed{}`, or without one after the last
-  `<answer>`; without either the whole text is the answer.
+  The answer is inside the last `\boxed{}`, or without one inside the last
+  `<answer></answer>`; without either the whole text is the answer. A mark that
+  is not closed holds nothing.
   """
   start = text.rfind("\\boxed{")
   if start >= 0:
     return _inside_braces(text, start + len("\\boxed{"))
   start = text.rfind("<answer>")
   if start >= 0:
-    answer, _, rest = text[start + len("<answer>") :].partition("</answer>")
-    return answer, rest
+    answer, end, rest = text[start + len("<answer>") :].partition("</answer>")
+    return (answer, rest) if end else ("", "")
   return text, ""
 
 

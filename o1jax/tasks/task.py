@@ -116,15 +116,6 @@ def legal_share(
   return sum(marks) / len(marks) if marks else 1.0
 
 
-def first_wrong_step(task: Task, problem: Problem, text: str) -> int | None:
-  """Index of the first wrong step of a text, None where every step is right.
-
-  A text whose steps are all right may still end short of the answer.
-  """
-  marks = task.judge_steps(problem, text)
-  return marks.index(False) if False in marks else None
-
-
 def hash_rows(rows: np.ndarray, seed: int = 0) -> np.ndarray:
   """Maps rows of integers to fixed pseudo-random numbers in [0, 1).
 

@@ -151,3 +151,9 @@ def test_refuses_kinds_it_does_not_have():
     make_task("arithmetic").demonstrations("random_play", rng(), 1)
   with pytest.raises(ValueError, match="nothing is held out"):
     make_task("arithmetic", heldout=0.0).heldout_problems(1)
+
+
+def test_refuses_a_split_without_problems():
+  task = make_task("arithmetic", heldout=1e-9)
+  with pytest.raises(ValueError, match="the heldout split has no problems"):
+    task.sample_problems(rng(), 1, "heldout")

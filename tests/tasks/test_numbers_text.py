@@ -124,6 +124,8 @@ def test_accepts(text):
     ("\\boxed{7 + 3 * 2} or 7", "text after the answer", None),
     ("<answer>7 + 3 * 2</answer> or not", "text after the answer", None),
     ("\\boxed{7 + 3 * 2", "empty", None),
+    ("<answer>7 + 3 * 2", "empty", None),
+    ("<answer>7 + 3 * 2</answ", "empty", None),
     ("\\boxed{}", "empty", None),
     ("x" * 200_000, "too long", None),
     ("(" * 300, "too many brackets", None),
