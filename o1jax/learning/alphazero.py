@@ -33,18 +33,6 @@ class LossSums:
   value_sum: jax.Array
   value_weight: jax.Array
 
-  def policy_loss(self) -> jax.Array:
-    """Mean over weighted tokens; 0 where no token has weight."""
-    return _safe_mean(self.policy_sum, self.policy_weight)
-
-  def value_loss(self) -> jax.Array:
-    """Mean over weighted positions; 0 where none has weight."""
-    return _safe_mean(self.value_sum, self.value_weight)
-
-  def total(self, value_coefficient: float) -> jax.Array:
-    """Returns `policy_loss + value_coefficient * value_loss`."""
-    return self.policy_loss() + value_coefficient * self.value_loss()
-
 
 def alphazero_loss(
   log_probs: jax.Array,
@@ -90,7 +78,3 @@ def alphazero_loss(
     value_sum=jnp.sum(value_weights * cross_entropy),
     value_weight=jnp.sum(value_weights),
   )
-
-
-def _safe_mean(total: jax.Array, weight: jax.Array) -> jax.Array:
-  return total / jnp.where(weight == 0, 1, weight)

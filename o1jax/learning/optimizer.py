@@ -1,8 +1,9 @@
 """The optimizer: clipping, then adamw or lion under a schedule.
 
-Weight decay touches matrices only; norms, biases and other vectors keep their
-scale. An `Optimizer` is optax's pair of functions with the schedule beside it,
-so that the update program can report the learning rate it applied.
+Weight decay touches matrices only, which it knows by their names; norms and
+biases keep their scale. An `Optimizer` is optax's pair of functions with the
+schedule beside it, so that the update program can report the learning rate it
+applied.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,9 @@ import optax
 
 _RULES = {"adamw": optax.adamw, "lion": optax.lion}
 _SCHEDULES = ("constant", "cosine", "linear")
+
+# Names of the matrices; a bias may have two axes as well.
+_DECAYED = ("kernel", "embedding")
 
 
 class Optimizer(NamedTuple):
@@ -125,12 +129,14 @@ def make_optimizer(
     end_fraction=end_fraction,
   )
   rule = _RULES[name](
-    rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_matrix
+    rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_decayed
   )
   if clip_norm is not None:
     rule = optax.chain(optax.clip_by_global_norm(clip_norm), rule)
   return Optimizer(rule.init, rule.update, rate)
 
 
-def _is_matrix(params):
-  return jax.tree.map(lambda param: param.ndim >= 2, params)
+def _is_decayed(params):
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key in _DECAYED, params
+  )

@@ -64,12 +64,12 @@ def test_adamw_equals_a_scalar_loop_with_clipping_and_decay():
     b2=b2,
   )
   gradients = [(0.4, -0.2), (3.0, 4.0), (-1.0, 0.0)]
-  # One number as a matrix, one as a vector: only the matrix decays.
+  # Only the kernel decays, although this bias has two axes as well.
   found = run(
     optimizer,
-    {"matrix": jnp.full((1, 1), 0.5), "vector": jnp.full((1,), 0.5)},
+    {"kernel": jnp.full((1, 1), 0.5), "bias": jnp.full((1, 1), 0.5)},
     [
-      {"matrix": jnp.full((1, 1), g), "vector": jnp.full((1,), h)}
+      {"kernel": jnp.full((1, 1), g), "bias": jnp.full((1, 1), h)}
       for g, h in gradients
     ],
   )
@@ -86,8 +86,8 @@ def test_adamw_equals_a_scalar_loop_with_clipping_and_decay():
       change = mean / (math.sqrt(square) + 1e-8)
       change += decay * params[i] if i == 0 else 0
       params[i] -= rate * change
-  np.testing.assert_allclose(found["matrix"], [[params[0]]], rtol=1e-5)
-  np.testing.assert_allclose(found["vector"], [params[1]], rtol=1e-5)
+  np.testing.assert_allclose(found["kernel"], [[params[0]]], rtol=1e-5)
+  np.testing.assert_allclose(found["bias"], [[params[1]]], rtol=1e-5)
 
 
 def test_lion_moves_by_the_sign_of_its_momentum():
