@@ -25,13 +25,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from o1jax import build, jsonl, metrics, report
+from o1jax import build, jsonl, metrics, report, tasks
 from o1jax import config as config_lib
 from o1jax.build import Parts
 from o1jax.checkpoint import Checkpoints
 from o1jax.experience import Experience
 from o1jax.learning import update
 from o1jax.policy.network import next_token_log_probs
+from o1jax.rows import DEMONSTRATIONS as DEMONSTRATION_KINDS
 from o1jax.rows import RowMaker
 from o1jax.search.tree import ROOT
 from o1jax.solver import FoundSolution, Searched, step_weights, tree_record
@@ -39,7 +40,10 @@ from o1jax.tasks.task import Task
 from o1jax.types import Problem, ScoredSolution, Verdict
 
 # Streams of randomness within an iteration.
-PROBLEMS, ROWS = 0, 1
+PROBLEMS, ROWS, DEMONSTRATIONS = 0, 1, 2
+
+# Demonstrations of a kind whose rate of success is measured.
+NUM_DEMONSTRATIONS = 512
 
 # Trees of an iteration whose steps are checked for legality.
 NUM_AUDITED = 32
@@ -117,6 +121,7 @@ def loop(
       values: dict[str, Any] = {}
       if iteration < num_initial:
         maker, count = parts.initialize_rows, config.initialize.num_updates
+        values = demonstration_metrics(config, parts, iteration)
       else:
         searched = search(config, parts, state, search_key, iteration)
         scored, values = score(config, parts, searched, iteration)
@@ -284,6 +289,25 @@ def search_metrics(
   return {name: float(value) for name, value in values.items()}
 
 
+def demonstration_metrics(
+  config: Any, parts: Parts, iteration: int
+) -> dict[str, float]:
+  """Share of demonstrations that solve their problem, by kind; printed once."""
+  mix = config.initialize.rows
+  kinds = {DEMONSTRATION_KINDS.get(kind) for kind in mix if mix[kind]}
+  rng = stream(config, iteration, DEMONSTRATIONS)
+  values = {}
+  for kind in sorted(kinds - {None}):
+    pairs = parts.task.demonstrations(kind, rng, NUM_DEMONSTRATIONS)
+    rate = tasks.success_rate(parts.task, *zip(*pairs, strict=True))
+    values[f"demonstrations/{kind}_solved"] = rate
+    if iteration == 0:
+      print(
+        f"{kind} demonstrations: {rate:.1%} solve their problem", flush=True
+      )
+  return values
+
+
 def judge_proposals(task: Task, searched: Searched) -> list[bool]:
   """For each step that a search proposed: is it legal where it stands?
 
@@ -334,7 +358,8 @@ def learn(
   """
   per_call = config.learn.updates_per_call
   history, dropped = [], 0
-  for _ in range(num_updates // per_call):
+  calls = num_updates // per_call
+  for _ in metrics.progress(range(calls), "learn", calls):
     batches, num_dropped = maker.batches(rng, experience, per_call)
     state, numbers = update_fn(state, batches)
     history.append(numbers)
@@ -374,7 +399,7 @@ def evaluate(
   if iteration == last - 1 or (iteration + 1) % options.interval == 0:
     compared += itertools.product(options.strategies, options.efforts)
   rows = []
-  for strategy, effort in compared:
+  for strategy, effort in metrics.progress(compared, "evaluate", len(compared)):
     row, _ = parts.evaluator.measure(
       state.average_params, problems, strategy, effort, key
     )
@@ -454,7 +479,7 @@ class RunWriter:
   ) -> None:
     """Writes the numbers of an iteration, and its comparison if any."""
     head = {"kind": phase, "iteration": iteration}
-    self._jsonl.write(iteration, head | dict(values))
+    self._jsonl.write(head | dict(values))
     self._board.write(iteration, values)
     shown = {name: values[key] for name, key in SHOWN if key in values}
     self._table.row({"iteration": iteration, "phase": phase, **shown})

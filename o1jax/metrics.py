@@ -1,11 +1,11 @@
 """Where numbers go: a JSON Lines file, TensorBoard, and the terminal.
 
-`metrics.jsonl` is the record: one row per write, on disk before `write`
+`metrics.jsonl` is the record: one row per iteration, on disk before `write`
 returns. A checkpoint keeps its `cursor`, and a resumed run cuts the file back
 to it, so that rows written after the checkpoint are not there twice. Fields
 whose name ends in `_seconds` are times; all others repeat on a rerun.
 
-`Table` and `Progress` speak to the person watching: a row per iteration, and a
+`Table` and `progress` speak to the person watching: a row per iteration, and a
 bar with the time left where the output is a terminal, else a plain line now
 and then. Only what is printed depends on the clock, never what is done.
 """
@@ -18,7 +18,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -28,21 +28,8 @@ _COMPILATION = "/jax/core/compile/backend_compile_duration"
 Scalars = Mapping[str, Any]
 
 
-class MetricWriter(Protocol):
-  """Something that takes scalars and texts of one step."""
-
-  def write(self, step: int, values: Scalars) -> None:
-    """Takes scalars by name; "/" in a name makes groups."""
-
-  def write_text(self, step: int, name: str, text: str) -> None:
-    """Takes a text, for writers that can show one."""
-
-  def close(self) -> None:
-    """Finishes writing."""
-
-
 class JsonlWriter:
-  """Appends one JSON object per write: {"step": 3, "name": value, ...}.
+  """Appends one JSON object per write: {"name": value, ...}.
 
   Numbers that JSON lacks (nan, infinities) are written as strings.
   """
@@ -71,15 +58,12 @@ class JsonlWriter:
     self._file.seek(cursor)
     os.fsync(self._file.fileno())
 
-  def write(self, step: int, values: Scalars) -> None:
-    row = {"step": int(step)}
-    row.update((name, _json_value(value)) for name, value in values.items())
+  def write(self, values: Scalars) -> None:
+    """Writes a row; "/" in a name makes groups."""
+    row = {name: _json_value(value) for name, value in values.items()}
     self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
     self._file.flush()
     os.fsync(self._file.fileno())
-
-  def write_text(self, step: int, name: str, text: str) -> None:
-    """Texts do not belong into the table of numbers."""
 
   def close(self) -> None:
     self._file.close()
@@ -110,37 +94,14 @@ class TensorBoardWriter:
 
     self._writer = SummaryWriter(str(directory))
 
-  def write(self, step: int, values: Scalars) -> None:
+  def write(self, iteration: int, values: Scalars) -> None:
     for name, value in values.items():
       if value is not None and not isinstance(value, str):
-        self._writer.add_scalar(name, float(value), step)
-    self._writer.flush()
-
-  def write_text(self, step: int, name: str, text: str) -> None:
-    self._writer.add_text(name, text, step)
+        self._writer.add_scalar(name, float(value), iteration)
     self._writer.flush()
 
   def close(self) -> None:
     self._writer.close()
-
-
-class MultiWriter:
-  """Hands everything to several writers."""
-
-  def __init__(self, writers: Sequence[MetricWriter]):
-    self._writers = tuple(writers)
-
-  def write(self, step: int, values: Scalars) -> None:
-    for writer in self._writers:
-      writer.write(step, values)
-
-  def write_text(self, step: int, name: str, text: str) -> None:
-    for writer in self._writers:
-      writer.write_text(step, name, text)
-
-  def close(self) -> None:
-    for writer in self._writers:
-      writer.close()
 
 
 class Table:
@@ -183,8 +144,9 @@ def progress(
 ) -> Iterator[Any]:
   """Yields the items and shows how far along the phase is.
 
-  On a terminal a bar with the time left; elsewhere one plain line every
-  `seconds_between_lines` and none for a phase that ends sooner.
+  On a terminal a bar with the time left, below the bar of the phase that it is
+  part of; elsewhere one plain line every `seconds_between_lines` and none for a
+  phase that ends sooner.
 
   Args:
     items: what to go through.
@@ -236,7 +198,19 @@ def _compile_seconds() -> float:
   return sum(_compilations())
 
 
+# The display on the terminal while a bar is shown: there is one at a time.
+_open_displays: list[Any] = []
+
+
 def _bar(items, label, total, unused_seconds, stream):
+  if _open_displays:
+    display = _open_displays[0]
+    task = display.add_task(label, total=total)
+    try:
+      yield from _advance(display, task, items)
+    finally:
+      display.remove_task(task)
+    return
   from rich.console import Console
   from rich.progress import (
     BarColumn,
@@ -255,12 +229,25 @@ def _bar(items, label, total, unused_seconds, stream):
     TextColumn("left"),
     TimeRemainingColumn(),
   )
-  console = Console(file=stream)
-  with Progress(*columns, console=console, transient=True) as bar:
-    task = bar.add_task(label, total=total)
-    for item in items:
-      yield item
-      bar.advance(task)
+  display = Progress(
+    *columns,
+    console=Console(file=stream),
+    transient=True,
+    # What is piped into a file stays out of the terminal.
+    redirect_stdout=sys.stdout.isatty(),
+  )
+  with display:
+    _open_displays.append(display)
+    try:
+      yield from _advance(display, display.add_task(label, total=total), items)
+    finally:
+      _open_displays.clear()
+
+
+def _advance(display, task, items):
+  for item in items:
+    yield item
+    display.advance(task)
 
 
 def _lines(items, label, total, seconds_between_lines, stream):

@@ -18,6 +18,7 @@ import pytest
 from o1jax import build, iterate, jsonl, metrics, tree_drawing
 from o1jax import config as config_lib
 from o1jax.checkpoint import Checkpoints
+from o1jax.experience import Experience
 from o1jax.solver import Searched
 from policies import TINY_CONFIG, TINY_OVERRIDES, countdown, tiny_config
 
@@ -99,6 +100,8 @@ def test_a_run_searches_learns_and_writes(undisturbed):
   rows = metrics.read_jsonl(workdir / "metrics.jsonl")
   assert [row["iteration"] for row in rows] == list(range(NUM_ITERATIONS))
   assert [row["kind"] for row in rows] == ["initialize"] + ["iteration"] * 4
+  assert 0 <= rows[0]["demonstrations/random_play_solved"] < 0.2
+  assert not {"step", "demonstrations/random_play_solved"} & rows[1].keys()
   # It found solutions, so that experience is part of what is compared.
   assert rows[-1]["learn/d_search"] > rows[1]["learn/d_search"] > 0
   assert rows[-1]["search/verifier_requests"] > 0
@@ -134,14 +137,15 @@ def test_what_a_run_writes_is_read_back(undisturbed, tmp_path):
   assert trees[0]["problem"]["prompt"].strip() in drawn
 
   path = workdir / "samples" / name
-  config = tiny_config(f"experience.path={path}")
+  config = tiny_config()
   task = build.task_of(config)
   policy = build.policy_of(config, build.tokenizer_of(config, task, workdir))
   samples = jsonl.read_solutions(path, policy.encode_solution)
   assert 0 < len(samples) <= config.checkpoint.num_samples
   jsonl.write_solutions(copy, samples)
   assert copy.read_bytes() == path.read_bytes()
-  experience = build.first_experience(config, policy, task)
+  experience = Experience(**build.experience_limits(config))
+  experience.add(samples)
   assert len(experience.pool("search")) > 0
 
 

@@ -24,12 +24,12 @@ def test_rows_keep_names_and_values(tmp_path):
     "worse": -math.inf,
     "absent": None,
   }
-  writer.write(np.int32(7), values)
+  writer.write({"iteration": np.int32(7), **values})
   # On disk before close: a killed process loses nothing.
   rows = metrics.read_jsonl(tmp_path / "metrics.jsonl")
   assert rows == [
     {
-      "step": 7,
+      "iteration": 7,
       "loss": 0.5,
       "count": 3,
       "is_finite": True,
@@ -44,13 +44,13 @@ def test_rows_keep_names_and_values(tmp_path):
 
 
 def test_a_resumed_run_writes_the_rows_of_an_undisturbed_one(tmp_path):
-  def run(path, steps, cursor=0):
+  def run(path, iterations, cursor=0):
     writer = metrics.JsonlWriter(path)
     writer.truncate_to(cursor)
     cursors = {}
-    for step in steps:
-      writer.write(step, {"loss": 1 / (step + 1)})
-      cursors[step] = writer.cursor()
+    for i in iterations:
+      writer.write({"iteration": i, "loss": 1 / (i + 1)})
+      cursors[i] = writer.cursor()
     writer.close()
     return cursors
 
@@ -58,7 +58,7 @@ def test_a_resumed_run_writes_the_rows_of_an_undisturbed_one(tmp_path):
   run(whole, range(6))
   cursors = run(cut, range(4))
   with open(cut, "a") as file:
-    file.write('{"step": 4, "lo')
+    file.write('{"iteration": 4, "lo')
   assert len(metrics.read_jsonl(cut)) == 4
   run(cut, range(2, 6), cursor=cursors[1])
   assert cut.read_bytes() == whole.read_bytes()
@@ -66,7 +66,7 @@ def test_a_resumed_run_writes_the_rows_of_an_undisturbed_one(tmp_path):
 
 def test_a_file_shorter_than_its_cursor_is_refused(tmp_path):
   writer = metrics.JsonlWriter(tmp_path / "metrics.jsonl")
-  writer.write(0, {"loss": 1.0})
+  writer.write({"loss": 1.0})
   cursor = writer.cursor()
   with pytest.raises(ValueError, match=f"has {cursor} bytes, but the check"):
     writer.truncate_to(cursor + 1)
@@ -77,7 +77,7 @@ def test_a_file_shorter_than_its_cursor_is_refused(tmp_path):
 
 def test_a_line_that_is_not_json_is_named(tmp_path):
   path = tmp_path / "metrics.jsonl"
-  path.write_text('{"step": 0}\n{"step"\n{"step": 2}\n')
+  path.write_text('{"a": 0}\n{"a"\n{"a": 2}\n')
   with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not JSON"):
     metrics.read_jsonl(path)
 
@@ -85,25 +85,15 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
 def test_tensorboard_reads_what_was_written(tmp_path):
   from tensorboard.backend.event_processing import event_accumulator
 
-  writer = metrics.MultiWriter(
-    [
-      metrics.TensorBoardWriter(tmp_path / "events"),
-      metrics.JsonlWriter(tmp_path / "metrics.jsonl"),
-    ]
-  )
-  for step in range(3):
-    values = {"search/greedy": step / 2, "name": "mcts", "absent": None}
-    writer.write(step, values)
-  writer.write_text(2, "sample", "3 + 4 = 7")
+  writer = metrics.TensorBoardWriter(tmp_path / "events")
+  for i in range(3):
+    writer.write(i, {"search/greedy": i / 2, "name": "mcts", "absent": None})
   writer.close()
   reader = event_accumulator.EventAccumulator(str(tmp_path / "events"))
   reader.Reload()
   assert reader.Tags()["scalars"] == ["search/greedy"]
   events = reader.Scalars("search/greedy")
   assert [(e.step, e.value) for e in events] == [(0, 0.0), (1, 0.5), (2, 1.0)]
-  assert reader.Tags()["tensors"] == ["sample/text_summary"]
-  rows = metrics.read_jsonl(tmp_path / "metrics.jsonl")
-  assert [row["search/greedy"] for row in rows] == [0.0, 0.5, 1.0]
 
 
 def test_table_prints_its_header_once_and_columns_line_up():
@@ -167,11 +157,36 @@ def test_a_short_phase_prints_nothing():
   assert stream.getvalue() == ""
 
 
-def test_progress_on_a_terminal_is_a_bar(monkeypatch):
-  class Terminal(io.StringIO):
-    def isatty(self):
-      return True
+class Terminal(io.StringIO):
+  """What is printed on it may move."""
 
+  def isatty(self):
+    return True
+
+
+def test_what_is_piped_stays_out_of_the_terminal(monkeypatch):
+  monkeypatch.setenv("TERM", "xterm")
+  stream, log = Terminal(), io.StringIO()
+  monkeypatch.setattr(metrics.sys, "stdout", log)
+  for _ in metrics.progress("ab", "run", 2, stream=stream):
+    print("a row")
+  assert log.getvalue() == "a row\n" * 2
+  assert "a row" not in stream.getvalue()
+
+
+def test_a_phase_within_a_phase_has_its_own_bar(monkeypatch):
+  monkeypatch.setenv("TERM", "xterm")
+  stream, seen = Terminal(), []
+  for i in metrics.progress(range(2), "run", 2, stream=stream):
+    for j in metrics.progress(range(3), "learn", 3, stream=stream):
+      seen.append((i, j))
+    metrics._open_displays[0].refresh()
+  assert seen == [(i, j) for i in range(2) for j in range(3)]
+  assert "run" in stream.getvalue() and "1/2" in stream.getvalue()
+  assert not metrics._open_displays
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
   monkeypatch.setenv("TERM", "xterm")
   stream = Terminal()
   assert list(metrics.progress("ab", "pretrain", 2, stream=stream)) == [
@@ -184,8 +199,8 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
 def test_rows_are_plain_json(tmp_path):
   writer = metrics.JsonlWriter(tmp_path / "metrics.jsonl")
   with pytest.raises(ValueError):
-    writer.write(0, {"vector": np.ones(3)})
-  writer.write(1, {"texts": "→"})
+    writer.write({"vector": np.ones(3)})
+  writer.write({"texts": "→"})
   writer.close()
   (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  assert json.loads(line) == {"step": 1, "texts": "→"}
+  assert json.loads(line) == {"texts": "→"}
