@@ -5,12 +5,17 @@ solver agree on what the fields mean.
 """
 
 import dataclasses
+import inspect
+import itertools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from o1jax import config as config_lib
 from o1jax import jsonl, rows
 from o1jax import mesh as mesh_lib
 from o1jax.config import user_input
@@ -20,12 +25,83 @@ from o1jax.learning.optimizer import Optimizer, make_optimizer
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import make_network
 from o1jax.policy.tokenizer import Tokenizer, train_tokenizer
-from o1jax.solver import Lengths, Policy, Solver
+from o1jax.solver import Lengths, Policy, Solver, encode_problems
 from o1jax.tasks import make_task
+from o1jax.tasks.numbers_task import NumbersTask
 from o1jax.tasks.task import Task
+from o1jax.types import Problem, ScoredSolution
 
 TOKENIZER_FILE = "tokenizer.model"
 TOKENIZER_STREAM = 2**31
+
+# Groups of fields that are the arguments of a function, and which of its
+# arguments are no fields.
+GROUPS = {
+  "tokenizer": (train_tokenizer, {"texts"}),
+  "lengths": (Lengths, set()),
+  "network": (TransformerConfig, {"vocab_size"}),
+  "search": (Solver, {"policy", "mesh", "task", "steps_from_host"}),
+  "learn.optimizer": (make_optimizer, {"total_updates"}),
+  "experience": (Experience, set()),
+  "evaluation": (Evaluator, {"policy", "task", "mesh"}),
+}
+# Groups whose fields the task, the rows and the rule know.
+OPEN_GROUPS = (
+  "task.options.",
+  "initialize.rows.",
+  "search.rule_options.",
+  "learn.rows.",
+)
+
+# All other fields, and numbers of the groups above: the least that each may
+# be. A field has the type of the value here.
+LEAST = {
+  "seed": 0,
+  "num_iterations": 0,
+  "task.name": "",
+  "tokenizer.num_texts": 1,
+  "lengths.prompt_tokens": 1,
+  "lengths.step_tokens": 1,
+  "lengths.num_steps": 1,
+  "lengths.row_tokens": 1,
+  "mesh.num_cpu_devices": 1,
+  "mesh.data": -1,
+  "mesh.fsdp": -1,
+  "mesh.tensor": -1,
+  "initialize.num_iterations": 0,
+  "initialize.num_updates": 1,
+  "search.num_problems": 1,
+  "search.batch_size": 1,
+  "search.num_candidates": 1,
+  "search.num_expansions": 1,
+  "search.num_simulations": 1,
+  "search.num_parallel_leaves": 1,
+  "search.num_workers": 0,
+  "search.num_rollouts": 0,
+  "learn.num_updates": 1,
+  "learn.updates_per_call": 1,
+  "learn.num_microbatches": 1,
+  "learn.value_coefficient": 0.0,
+  "learn.average_decay": 0.0,
+  "learn.optimizer.warmup_updates": 0,
+  "experience.path": "",
+  "evaluation.num_problems": 1,
+  "evaluation.batch_size": 1,
+  "evaluation.interval": 0,
+  "evaluation.strategies": (),
+  "evaluation.efforts": (),
+  "evaluation.num_candidates": 1,
+  "checkpoint.interval": 1,
+  "checkpoint.keep_every": 0,
+  "checkpoint.num_samples": 0,
+}
+TYPE_NAMES = {
+  bool: "true or false",
+  int: "a whole number",
+  float: "a number",
+  str: "a text",
+  tuple: "a tuple",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +117,7 @@ class Parts:
     optimizer: with its schedule over the whole run.
     initialize_rows, learn_rows: batches of the two phases.
     experience: what a run begins with: empty, or read from a file.
+    heldout: problems that strategies are compared on.
   """
 
   task: Task
@@ -52,6 +129,47 @@ class Parts:
   initialize_rows: rows.RowMaker
   learn_rows: rows.RowMaker
   experience: Experience
+  heldout: Sequence[Problem]
+
+
+def check_fields(config: Any) -> None:
+  """Checks that the config has every field, and no other, in its range.
+
+  Raises:
+    UserError: a field is unknown, missing, of another type or too small.
+  """
+  given = config_lib.flatten(config)
+  types = {name: type(least) for name, least in LEAST.items()}
+  required = set(LEAST)
+  for group, (function, others) in GROUPS.items():
+    for argument in inspect.signature(function).parameters.values():
+      name = f"{group}.{argument.name}"
+      if argument.name in others or name in types:
+        continue
+      types[name] = argument.annotation
+      if argument.default is argument.empty:
+        required.add(name)
+  with user_input():
+    for name, value in given.items():
+      if not name.startswith(OPEN_GROUPS):
+        if name not in types:
+          near = config_lib.nearest(list(types), name)
+          raise ValueError(f"unknown config field {name}{near}")
+        _check_value(name, value, types[name])
+      elif ".rows." in name:
+        _check_value(name, value, int)
+    for name in sorted(required - set(given)):
+      raise ValueError(f"the config lacks the field {name}")
+    for name in OPEN_GROUPS:
+      parent, field, _ = name.split(".")
+      is_optional = f"{parent}.{field}" in types
+      if field not in config[parent] and not is_optional:
+        raise ValueError(f"the config lacks the group {parent}.{field}")
+    if not config.num_iterations + config.initialize.num_iterations:
+      raise ValueError(
+        "num_iterations=0 and initialize.num_iterations=0: there is nothing "
+        "to do, raise one of them"
+      )
 
 
 def start_devices(config: Any) -> Mesh:
@@ -64,6 +182,20 @@ def start_devices(config: Any) -> Mesh:
     mesh_lib.configure_host_devices(config.mesh.num_cpu_devices)
     return mesh_lib.make_mesh(
       {axis: config.mesh[axis] for axis in mesh_lib.AXES}
+    )
+
+
+def evaluation_devices(config: Any) -> Mesh:
+  """As many devices as the batches of the evaluation divide over.
+
+  Not the mesh of the run, which may have had more devices than are here.
+  """
+  with user_input():
+    mesh_lib.configure_host_devices(config.mesh.num_cpu_devices)
+    size = config.evaluation.batch_size
+    counts = range(1, jax.device_count() + 1)
+    return mesh_lib.make_mesh(
+      {"data": max(count for count in counts if size % count == 0)}
     )
 
 
@@ -96,10 +228,8 @@ def keep_tokenizer(tokenizer: Tokenizer, workdir: pathlib.Path) -> None:
   """Writes the tokenizer into the workdir, unless it is there."""
   path = workdir / TOKENIZER_FILE
   if not path.exists():
-    partial = path.with_suffix(".partial")
     with user_input():
-      partial.write_bytes(tokenizer.to_bytes())
-      partial.replace(path)
+      config_lib.write_atomically(path, tokenizer.to_bytes())
 
 
 def policy_of(config: Any, tokenizer: Tokenizer) -> Policy:
@@ -164,16 +294,25 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
     optimizer = make_optimizer(
       total_updates=total_updates(config), **config.learn.optimizer
     )
+    evaluator = evaluator_of(config, policy, task, mesh)
+    options = config.evaluation
+    cells = itertools.product(options.strategies, options.efforts)
+    heldout = task.heldout_problems(options.num_problems)
+    evaluator.check([("greedy", 1), *cells], heldout)
+    # A prompt of training problems may be too long as well.
+    rng = np.random.default_rng(config.seed)
+    encode_problems(policy, task.sample_problems(rng, 16))
   return Parts(
     task=task,
     policy=policy,
     mesh=mesh,
     solver=solver,
-    evaluator=evaluator_of(config, policy, task, mesh),
+    evaluator=evaluator,
     optimizer=optimizer,
     initialize_rows=rows.RowMaker(policy, task, config.initialize.rows),
     learn_rows=rows.RowMaker(policy, task, config.learn.rows),
-    experience=first_experience(config, policy),
+    experience=first_experience(config, policy, task),
+    heldout=heldout,
   )
 
 
@@ -184,18 +323,22 @@ def experience_limits(config: Any) -> dict[str, int]:
   return limits
 
 
-def first_experience(config: Any, policy: Policy) -> Experience:
+def first_experience(config: Any, policy: Policy, task: Task) -> Experience:
   """Empty, or the solutions of `experience.path`.
 
   Raises:
     UserError: the file cannot be read, or a row of it is bad.
   """
+  path = config.experience.path
   with user_input():
     experience = Experience(**experience_limits(config))
-    if config.experience.path:
-      experience.add(
-        jsonl.read_solutions(config.experience.path, policy.encode_solution)
-      )
+    if path:
+      solutions = jsonl.read_solutions(path, policy.encode_solution)
+      for number, solution in enumerate(solutions, 1):
+        fault = _fault(solution, policy, task)
+        if fault:
+          raise ValueError(f"{path}, solution {number}: {fault}")
+      experience.add(solutions)
   return experience
 
 
@@ -205,6 +348,41 @@ def total_updates(config: Any) -> int:
     config.initialize.num_iterations * config.initialize.num_updates
     + config.num_iterations * config.learn.num_updates
   )
+
+
+def _check_value(name: str, value: Any, wanted: Any) -> None:
+  """Raises ValueError where a field has another type or is too small."""
+  if wanted in TYPE_NAMES:
+    allowed = (int, float) if wanted is float else wanted
+    is_bool = isinstance(value, bool)
+    if not isinstance(value, allowed) or is_bool != (wanted is bool):
+      raise ValueError(
+        f"config field {name} must be {TYPE_NAMES[wanted]}, not {value!r}"
+      )
+  if name in LEAST and value < LEAST[name]:
+    raise ValueError(f"{name}={value} must be {LEAST[name]} or more")
+
+
+def _fault(solution: ScoredSolution, policy: Policy, task: Task) -> str:
+  """Why a solution cannot be learned from, "" where it can."""
+  problem, tokens = solution.problem, solution.tokens.tolist()
+  if problem.task != task.name:
+    return f"its problem is of task {problem.task!r}, not {task.name!r}"
+  if tokens and max(tokens) >= policy.tokenizer.vocab_size:
+    return (
+      f"token {max(tokens)} is outside the vocabulary of "
+      f"{policy.tokenizer.vocab_size}: leave the tokens out"
+    )
+  if policy.tokenizer.decode(tokens) != solution.text:
+    return "its tokens are of another text or tokenizer: leave them out"
+  if isinstance(task, NumbersTask):
+    try:
+      is_train = task.is_train(**problem.data)
+    except (TypeError, ValueError):
+      return f"problem.data={dict(problem.data)} is not of task {task.name!r}"
+    if not is_train:
+      return f"its problem {problem.prompt.strip()!r} is held out"
+  return ""
 
 
 def _check_rows(count: int, name: str, config: Any, mesh: Mesh) -> None:

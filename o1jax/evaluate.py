@@ -45,7 +45,10 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(flags.FLAGS.workdir)
   efforts = [_whole(text, "efforts") for text in flags.FLAGS.efforts]
   mesh_lib.enable_compilation_cache(flags.FLAGS.compilation_cache)
-  mesh = build.start_devices(config_lib.config_of_workdir(workdir))
+  num_problems = flags.FLAGS.num_problems
+  if num_problems < 1:
+    raise config_lib.UserError(f"--num_problems={num_problems} is less than 1")
+  mesh = build.evaluation_devices(config_lib.config_of_workdir(workdir))
   evaluator = None
   for iteration in _iterations(workdir):
     trained = load.from_workdir(workdir, iteration, mesh)
@@ -59,12 +62,14 @@ def main(argv: list[str]) -> None:
       evaluator,
       flags.FLAGS.strategies,
       efforts,
-      flags.FLAGS.num_problems,
+      num_problems,
     )
-    iterate.save_evaluation(workdir, rows)
-    print(f"iteration {trained.iteration}, {flags.FLAGS.num_problems} problems")
+    with config_lib.writing(workdir):
+      iterate.save_evaluation(workdir, rows)
+    print(f"iteration {trained.iteration}, {num_problems} problems")
     print(evaluation.format_rows(rows), flush=True)
-  report.write_report(workdir)
+  with config_lib.writing(workdir):
+    report.write_report(workdir)
 
 
 def measure(
@@ -74,7 +79,11 @@ def measure(
   efforts: Sequence[int],
   num_problems: int,
 ) -> list[dict[str, Any]]:
-  """Rows of every strategy at every effort; greedy has but one."""
+  """Rows of every strategy at every effort; greedy has but one.
+
+  Raises:
+    UserError: what cannot be compared, before anything is measured.
+  """
   with config_lib.user_input():
     problems = trained.task.heldout_problems(num_problems)
     cells = [
@@ -82,6 +91,7 @@ def measure(
       for strategy in strategies
       for effort in ([1] if strategy == "greedy" else efforts)
     ]
+    evaluator.check(cells, problems)
     rows = []
     for strategy, effort in metrics.progress(cells, "evaluate", len(cells)):
       key = jax.random.key(trained.config.seed)
@@ -93,10 +103,16 @@ def measure(
 
 
 def _iterations(workdir: pathlib.Path) -> list[int | None]:
-  given = flags.FLAGS.iterations
+  given, saved = flags.FLAGS.iterations, load.saved_iterations(workdir)
   if given == ["all"]:
-    return load.saved_iterations(workdir)
-  return [_whole(text, "iterations") for text in given] or [None]
+    return saved or [None]
+  iterations = [_whole(text, "iterations") for text in given]
+  for iteration in iterations:
+    if iteration not in saved:
+      raise config_lib.UserError(
+        f"iteration {iteration} is not saved in {workdir}; there are {saved}"
+      )
+  return iterations or [None]
 
 
 def _whole(text: str, name: str) -> int:

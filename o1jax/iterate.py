@@ -90,14 +90,19 @@ def run(
     UserError: a field, the workdir or a checkpoint does not fit.
   """
   workdir = pathlib.Path(workdir)
+  build.check_fields(config)
   config_lib.check_workdir(workdir, config)
   parts = build.build(config, workdir, build.start_devices(config))
   # Claimed by a config that is known to work.
   config_lib.open_workdir(workdir, config)
   build.keep_tokenizer(parts.policy.tokenizer, workdir)
-  with contextlib.closing(RunWriter(workdir, config)) as writer:
-    state, experience, first = restore(config, parts, writer)
-    return loop(config, parts, writer, state, experience, first, profile)
+  with config_lib.writing(workdir):
+    with contextlib.closing(RunWriter(workdir, config)) as writer:
+      state, experience, first = restore(config, parts, writer)
+      state = loop(config, parts, writer, state, experience, first, profile)
+    # Also where the run was killed between its last save and the report.
+    report.write_report(workdir)
+  return state
 
 
 def loop(
@@ -394,14 +399,16 @@ def evaluate(
     Rows of `Evaluator.measure`, with the iteration.
   """
   options = config.evaluation
-  problems = parts.task.heldout_problems(options.num_problems)
   compared = [("greedy", 1)]
-  if iteration == last - 1 or (iteration + 1) % options.interval == 0:
+  is_regular = options.interval and (iteration + 1) % options.interval == 0
+  if iteration == last - 1 or is_regular:
     compared += itertools.product(options.strategies, options.efforts)
   rows = []
-  for strategy, effort in metrics.progress(compared, "evaluate", len(compared)):
+  for strategy, effort in metrics.progress(
+    compared, "evaluate", len(compared)
+  ):
     row, _ = parts.evaluator.measure(
-      state.average_params, problems, strategy, effort, key
+      state.average_params, parts.heldout, strategy, effort, key
     )
     rows.append({"iteration": iteration, **row})
   return rows

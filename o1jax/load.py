@@ -103,13 +103,20 @@ def from_folder(directory: pathlib.Path = DEFAULT) -> Trained:
 
 
 def from_path(path: str, iteration: int | None = None) -> Trained:
-  """A workdir or a policy folder; "" for the policy that ships."""
-  if not path:
-    return from_folder()
-  folder = pathlib.Path(path)
-  if (folder / pretrained.CARD).exists():
-    return from_folder(folder)
-  return from_workdir(folder, iteration)
+  """A workdir or a policy folder; "" for the policy that ships.
+
+  Raises:
+    UserError: an iteration of what is no workdir, or as in the functions above.
+  """
+  folder = pathlib.Path(path) if path else DEFAULT
+  if not (folder / pretrained.CARD).exists():
+    return from_workdir(folder, iteration)
+  if iteration is not None:
+    raise config_lib.UserError(
+      f"{folder} holds one policy: --iteration={iteration} needs the workdir "
+      "of a run"
+    )
+  return from_folder(folder)
 
 
 def saved_iterations(workdir: pathlib.Path) -> list[int]:

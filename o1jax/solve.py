@@ -20,8 +20,9 @@ from o1jax import config as config_lib
 from o1jax import drawing, evaluation, load
 from o1jax import mesh as mesh_lib
 from o1jax.solver import Solver, tree_record
+from o1jax.tasks.countdown import Countdown
 from o1jax.tree_drawing import render_tree_text
-from o1jax.types import Verdict
+from o1jax.types import Problem, Verdict
 
 EFFORTS = {"low": 4, "medium": 16, "high": 64}
 
@@ -101,11 +102,13 @@ def solve(
     watch: called after every expansion with the texts that it reached.
 
   Raises:
-    UserError: a malformed or unsolvable problem, or an unknown effort.
+    UserError: a malformed or unsolvable problem, one unlike those that the
+      policy was trained on, or an unknown effort.
   """
   trained = session.trained
   with config_lib.user_input():
     problem = trained.task.parse(text)
+    _check_learned(trained, problem)
     solver = session.solver(solutions_worth(effort), reward)
     (searched,) = solver(
       trained.params, jax.random.key(seed), [problem], watch=watch
@@ -139,6 +142,29 @@ def solutions_worth(effort: str | int) -> int:
       "solutions"
     )
   return int(effort)
+
+
+def _check_learned(trained: load.Trained, problem: Problem) -> None:
+  """Raises ValueError: the policy has never seen problems of this size."""
+  task, shown = trained.task, problem.prompt.strip()
+  if isinstance(task, Countdown):
+    numbers, target = problem.data["numbers"], problem.data["target"]
+    inside = [task.min_number <= n <= task.max_number for n in numbers]
+    if (
+      len(numbers) != task.num_numbers
+      or not all(inside)
+      or not task.min_target <= target <= task.max_target
+    ):
+      raise ValueError(
+        f"this policy was trained on {task.num_numbers} numbers from "
+        f"{task.min_number} to {task.max_number} with targets from "
+        f"{task.min_target} to {task.max_target}: it cannot solve {shown!r}"
+      )
+  longest = trained.policy.lengths.prompt_tokens
+  if len(trained.policy.tokenizer.encode(problem.prompt)) > longest:
+    raise ValueError(
+      f"this policy was trained on shorter problems: it cannot solve {shown!r}"
+    )
 
 
 def show_reached(texts: list[str]) -> None:

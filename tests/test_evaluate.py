@@ -1,5 +1,6 @@
 """The command that compares strategies, and policies loaded for it."""
 
+import functools
 import pathlib
 import shutil
 import subprocess
@@ -8,9 +9,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from o1jax import build, evaluate, load, metrics
 from o1jax import config as config_lib
+from o1jax import mesh as mesh_lib
 from o1jax.policy import pretrained
 from policies import tiny_workdir
 
@@ -72,6 +75,41 @@ def test_bad_numbers_end_with_one_line(workdir):
   for text in ("many", "-1", "1.5", ""):
     with pytest.raises(config_lib.UserError, match=f"not '{text}'"):
       evaluate._whole(text, "iterations")
+
+
+@pytest.mark.parametrize(
+  "flag, words",
+  [
+    ("--num_problems=0", "--num_problems=0 is less than 1"),
+    ("--iterations=0,7", "iteration 7 is not saved in"),
+  ],
+)
+def test_bad_flags_are_refused_before_anything_is_measured(
+  workdir, monkeypatch, flag, words
+):
+  monkeypatch.setattr(evaluate, "measure", None)
+  values = flags.FlagValues()
+  monkeypatch.setattr(flags, "FLAGS", values)
+  monkeypatch.setattr(mesh_lib, "enable_compilation_cache", lambda _: None)
+  for define in (flags.DEFINE_string, flags.DEFINE_list, flags.DEFINE_integer):
+    define = functools.partial(define, flag_values=values)
+    monkeypatch.setattr(flags, define.func.__name__, define)
+  evaluate.define_flags()
+  values(["evaluate", f"--workdir={workdir}", flag])
+  with pytest.raises(config_lib.UserError, match=words):
+    evaluate.main(["evaluate"])
+
+
+def test_every_cell_is_checked_before_the_first_is_measured(
+  workdir, monkeypatch
+):
+  trained = load.from_workdir(workdir)
+  evaluator = build.evaluator_of(
+    trained.config, trained.policy, trained.task, trained.mesh
+  )
+  monkeypatch.setattr(evaluator, "measure", None)
+  with pytest.raises(config_lib.UserError, match="strategy='beam'"):
+    evaluate.measure(trained, evaluator, ["greedy", "beam"], [4], 4)
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,36 @@ def test_killed_at_three_random_moments_it_ends_with_the_same_bits(
   assert_same_runs(workdir, undisturbed[0])
 
 
+@pytest.mark.parametrize("name", ["samples", "close"])
+def test_a_file_that_cannot_be_written_ends_with_one_line(
+  tmp_path, monkeypatch, name
+):
+  close = iterate.RunWriter.close
+
+  def fail(writer, *_):
+    if name == "close":
+      close(writer)
+    raise OSError(27, "File too large")
+
+  monkeypatch.setattr(iterate.RunWriter, name, fail)
+  monkeypatch.setattr(iterate, "restore", lambda *_: (None, None, 0))
+  monkeypatch.setattr(iterate, "loop", lambda *args: args[2].samples(0, [], []))
+  workdir = tmp_path / "run"
+  with pytest.raises(config_lib.UserError) as raised:
+    iterate.run(tiny_config(), workdir)
+  message = str(raised.value)
+  assert message.startswith(f"{workdir} could not be written (")
+  assert "File too large" in message and "\n" not in message
+
+
+def test_a_finished_run_makes_up_for_a_missing_report(undisturbed, tmp_path):
+  workdir = tmp_path / "run"
+  subprocess.run(["cp", "-r", undisturbed[0], workdir], check=True)
+  (workdir / "report.html").unlink()
+  iterate.run(tiny_config(), workdir)
+  assert "<svg" in (workdir / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
   "changed, words",
   [
@@ -296,12 +326,28 @@ def test_killed_at_three_random_moments_it_ends_with_the_same_bits(
     ("tokenizer.vocab_size=100", "vocab_size=100"),
     ("learn.optimizer.name=sgdd", "sgdd"),
     ("evaluation.temperature=-1.0", "temperature=-1.0"),
+    ("evaluation.strategies=beam", "strategy='beam': choose one of mcts"),
+    ("evaluation.efforts=2,0", "an effort must be a whole number above 0"),
+    ("evaluation.strategies=mcts evaluation.rule=puctt", "puctt"),
+    ("evaluation.reward=oracle", "reward='oracle'"),
+    ("evaluation.num_problems=1000000", "1000000 were asked for"),
+    ("lengths.prompt_tokens=3", "more than lengths.prompt_tokens=3"),
+    ("seed=-1", "seed=-1 must be 0 or more"),
+    ("learn.updates_per_call=0", "learn.updates_per_call=0 must be 1 or more"),
+    ("learn.num_microbatches=0", "learn.num_microbatches=0 must be 1"),
+    ("learn.num_updates=0", "learn.num_updates=0 must be 1 or more"),
+    ("search.num_problems=0", "search.num_problems=0 must be 1 or more"),
+    ("search.batch_size=0", "search.batch_size=0 must be 1 or more"),
+    ("evaluation.num_problems=0", "evaluation.num_problems=0 must be 1"),
+    ("evaluation.interval=-1", "evaluation.interval=-1 must be 0 or more"),
+    ("checkpoint.interval=0", "checkpoint.interval=0 must be 1 or more"),
+    ("lengths.num_steps=0", "lengths.num_steps=0 must be 1 or more"),
   ],
 )
 def test_bad_fields_end_before_anything_is_written(changed, words, tmp_path):
   workdir = tmp_path / "run"
   with pytest.raises(config_lib.UserError) as raised:
-    iterate.run(tiny_config(changed), workdir)
+    iterate.run(tiny_config(*changed.split()), workdir)
   message = str(raised.value)
   assert words in message and "\n" not in message
   assert not workdir.exists()

@@ -8,11 +8,15 @@ import sys
 import pytest
 
 from o1jax import config as config_lib
+from o1jax import load
 from o1jax import solve as solving
 from o1jax.load import DEFAULT
 from o1jax.policy import pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+LEARNED = (
+  "this policy was trained on 3 numbers from 1 to 20 with targets from 10 to 99"
+)
 MAX_BYTES = 4 * 10**6
 
 
@@ -37,6 +41,14 @@ def run(*arguments):
     text=True,
     cwd=ROOT,
   )
+
+
+@pytest.mark.parametrize("path", ["", str(DEFAULT)])
+def test_a_policy_folder_has_no_iterations(path):
+  with pytest.raises(config_lib.UserError) as raised:
+    load.from_path(path, 3)
+  assert "--iteration=3 needs the workdir of a run" in str(raised.value)
+  assert str(DEFAULT) in str(raised.value)
 
 
 def test_the_policy_that_ships_is_small():
@@ -97,7 +109,11 @@ def test_problems_that_cannot_be_solved_end_with_one_line():
     ("", "low", "''"),
     ("3 7 two = 13", "low", "3 7 two = 13"),
     ("1 1 1 = 99", "low", "no solution"),
-    ("1 2 3 4 5 6 7 8 9 10 11 12 13 14 = 100", "low", ""),
+    ("1 2 3 4 5 6 7 8 9 10 11 12 13 14 = 100", "low", "14 numbers"),
+    ("3 7 2 1 = 13", "low", f"{LEARNED}: it cannot solve '3 7 2 1 = 13'"),
+    ("3 10 = 13", "low", LEARNED),
+    ("3 7 25 = 46", "low", LEARNED),
+    ("3 2 2 = 7", "low", LEARNED),
     ("3 7 2 = 13", "huge", "effort 'huge' is none of low, medium, high"),
     ("3 7 2 = 13", "0", "effort '0'"),
     ("3 7 2 = 13", "1", "does not pay for one expansion"),

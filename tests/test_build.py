@@ -1,0 +1,156 @@
+"""What a config must say, and what a run may begin with."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from o1jax import build, jsonl
+from o1jax import config as config_lib
+from o1jax import mesh as mesh_lib
+from o1jax.rows import demonstration
+from policies import tiny_config
+
+CONFIGS = sorted(
+  (pathlib.Path(__file__).resolve().parent.parent / "configs").glob("*.py")
+)
+ARGUMENTS = {"countdown": (None, "smoke", "no_hindsight")}
+
+
+@pytest.mark.parametrize(
+  "path, arg",
+  [
+    (path, arg)
+    for path in CONFIGS
+    for arg in (
+      ARGUMENTS[path.stem] if path.stem in ARGUMENTS else (None, "smoke")
+    )
+  ],
+  ids=lambda value: value.stem if isinstance(value, pathlib.Path) else value,
+)
+def test_every_config_can_be_run(path, arg, tmp_path):
+  # Texts and problems are most of the time.
+  fewer = ["tokenizer.num_texts=500", "evaluation.num_problems=16"]
+  config = config_lib.load_config(f"{path}:{arg or ''}", fewer)
+  build.check_fields(config)
+  parts = build.build(config, tmp_path, mesh_lib.make_mesh({"data": 2}))
+  assert len(parts.heldout) == config.evaluation.num_problems
+  params = jax.eval_shape(parts.policy.network.init, jax.random.key(0))
+  assert jax.tree.leaves(params)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  "name, value, message",
+  [
+    (
+      "search.num_simulation",
+      8,
+      "unknown config field search.num_simulation: did you mean "
+      "search.num_simulations?",
+    ),
+    (
+      "network.widht",
+      8,
+      "unknown config field network.widht: did you mean network.width?",
+    ),
+    ("lengths.extra", 1, "unknown config field lengths.extra"),
+    ("learn.optimizer.beta", 1, "unknown config field learn.optimizer.beta"),
+    ("sed", 1, "unknown config field sed: did you mean seed?"),
+    ("seed", None, "the config lacks the field seed"),
+    ("search", None, "the config lacks the field search."),
+    ("lengths.num_steps", None, "the config lacks the field lengths.num_steps"),
+    ("network.width", None, "the config lacks the field network.width"),
+    ("learn.rows", None, "the config lacks the group learn.rows"),
+    ("learn.num_updates", "5", "learn.num_updates must be a whole number"),
+    ("learn.num_updates", True, "learn.num_updates must be a whole number"),
+    ("search.top_p", "all", "search.top_p must be a number, not 'all'"),
+    ("search.memory", 1, "search.memory must be a text, not 1"),
+    ("evaluation.strategies", "mcts", "evaluation.strategies must be a tuple"),
+    ("learn.rows.search", 1.5, "learn.rows.search must be a whole number"),
+    ("network.tied_embeddings", 1, "must be true or false, not 1"),
+  ],
+)
+def test_fields_of_a_file_are_checked(name, value, message):
+  config = tiny_config().unlock()
+  *groups, field = name.split(".")
+  group = config
+  for word in groups:
+    group = group[word]
+  if value is None or field in group:
+    del group[field]
+  if value is not None:
+    group[field] = value
+  with pytest.raises(config_lib.UserError) as raised:
+    build.check_fields(config)
+  assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_run_of_no_iterations_is_refused():
+  config = tiny_config("num_iterations=0", "initialize.num_iterations=0")
+  with pytest.raises(config_lib.UserError, match="nothing to do"):
+    build.check_fields(config)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("none")
+  return build.build(tiny_config(), workdir, mesh_lib.make_mesh({"data": 2}))
+
+
+def test_solutions_of_a_file_must_fit_the_run(parts, tmp_path):
+  path = tmp_path / "solutions.jsonl"
+  config = tiny_config(f"experience.path={path}")
+  task, policy = parts.task, parts.policy
+  ((problem, text),) = task.demonstrations(
+    "optimal", np.random.default_rng(0), 1
+  )
+  good = demonstration(policy, problem, text, policy.tokenizer.encode(text))
+  other = task.heldout_problems(1)[0]
+  change = dataclasses.replace
+
+  def outside(tokens):
+    return np.array([*tokens[:-1], policy.tokenizer.vocab_size], np.int32)
+
+  bad = {
+    "held out": change(good, problem=other),
+    "outside the vocabulary": change(good, tokens=outside(good.tokens)),
+    "of another text": change(good, text=text + "\n1"),
+    "of task 'game24'": change(good, problem=change(problem, task="game24")),
+    "is not of task": change(good, problem=change(problem, data={"x": 1})),
+  }
+  jsonl.write_solutions(path, [good])
+  assert len(build.first_experience(config, policy, task)) == 1
+  for words, solution in bad.items():
+    jsonl.write_solutions(path, [good, solution])
+    with pytest.raises(config_lib.UserError) as raised:
+      build.first_experience(config, policy, task)
+    message = str(raised.value)
+    assert message.startswith(f"{path}, solution 2: ") and words in message
+  # Tokens may be left out.
+  row = jsonl.solution_row(good)
+  for name in ("tokens", *jsonl.FLOAT_ARRAYS):
+    row.pop(name, None)
+  path.write_text(json.dumps(row))
+  assert len(build.first_experience(config, policy, task)) == 1
+
+
+def test_a_tokenizer_that_cannot_be_written_leaves_nothing(
+  parts, tmp_path, monkeypatch
+):
+  def fail(*_):
+    raise OSError("no room")
+
+  monkeypatch.setattr("os.replace", fail)
+  with pytest.raises(config_lib.UserError, match="no room"):
+    build.keep_tokenizer(parts.policy.tokenizer, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_takes_the_devices_there_are():
+  # Made on a mesh of 64: here are 8, and batches of 12 divide over 6.
+  config = tiny_config("mesh.data=64", "evaluation.batch_size=12")
+  assert build.evaluation_devices(config).size == 6
