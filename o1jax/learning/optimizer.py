@@ -1,4 +1,4 @@
-"""The optimizer: clipping, then adamw or lion under a schedule.
+"""The optimizer: clipping, then adamw, lion or muon under a schedule.
 
 Weight decay touches matrices only, which it knows by their names; norms and
 biases keep their scale. An `Optimizer` is optax's pair of functions with the
@@ -13,11 +13,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-_RULES = {"adamw": optax.adamw, "lion": optax.lion}
+_NAMES = ("adamw", "lion", "muon")
 _SCHEDULES = ("constant", "cosine", "linear")
 
 # Names of the matrices; a bias may have two axes as well.
 _DECAYED = ("kernel", "embedding")
+
+# Muon: momentum of the matrices, and the size of a change in units of the rate.
+# Adam's changes are about 0.2 too, so that one rate serves both (Liu et al.,
+# arXiv 2502.16982).
+_MUON_MOMENTUM = 0.95
+_MUON_RMS = 0.2
 
 
 class Optimizer(NamedTuple):
@@ -102,24 +108,27 @@ def make_optimizer(
   """Builds the optimizer; schedule arguments as in `make_schedule`.
 
   Args:
-    name: "adamw" (Loshchilov and Hutter, arXiv 1711.05101) or "lion" (Chen et
-      al., arXiv 2302.06675; wants a tenth of adamw's rate).
+    name: "adamw" (Loshchilov and Hutter, arXiv 1711.05101), "lion" (Chen et
+      al., arXiv 2302.06675; wants a tenth of adamw's rate) or "muon" (Jordan et
+      al., 2024: matrices of the layers move by orthogonalised momentum, the
+      rest by adamw; takes adamw's rate).
     learning_rate: the peak.
     warmup_updates: length of the linear rise.
     total_updates: where the decay ends.
     schedule: "constant", "cosine" or "linear".
     end_fraction: last rate as a part of the peak.
-    weight_decay: decay of the matrices per update, times the learning rate.
+    weight_decay: decay of the matrices per update, times the learning rate;
+      muon leaves the embedding and the value head alone.
     clip_norm: largest global norm of a gradient; None to leave it.
-    b1: decay of the first moment.
+    b1: decay of the first moment; muon's own is 0.95 for what it moves.
     b2: decay of the second moment.
 
   Raises:
     ValueError: unknown name, or a schedule that `make_schedule` refuses.
   """
-  if name not in _RULES:
+  if name not in _NAMES:
     raise ValueError(
-      f"optimizer {name!r} is unknown; take one of {', '.join(_RULES)}"
+      f"optimizer {name!r} is unknown; take one of {', '.join(_NAMES)}"
     )
   rate = make_schedule(
     learning_rate=learning_rate,
@@ -128,9 +137,19 @@ def make_optimizer(
     schedule=schedule,
     end_fraction=end_fraction,
   )
-  rule = _RULES[name](
-    rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_decayed
-  )
+  if name == "muon":
+    rule = optax.contrib.muon(
+      rate,
+      beta=_MUON_MOMENTUM,
+      weight_decay=weight_decay,
+      adam_b1=b1,
+      adam_b2=b2,
+      muon_weight_dimension_numbers=_muon_axes,
+      consistent_rms=_MUON_RMS,
+    )
+  else:
+    make = optax.adamw if name == "adamw" else optax.lion
+    rule = make(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_decayed)
   if clip_norm is not None:
     rule = optax.chain(optax.clip_by_global_norm(clip_norm), rule)
   return Optimizer(rule.init, rule.update, rate)
@@ -140,3 +159,17 @@ def _is_decayed(params):
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key in _DECAYED, params
   )
+
+
+def _muon_axes(params):
+  """In and out axis of each matrix of the layers, None for all the rest.
+
+  Gate and up lie in one array `[in, 2, out]` and are two matrices to muon.
+  """
+
+  def axes(path, param):
+    is_matrix = path[-1].key == "kernel" and path[0].key == "trunk"
+    last = param.ndim - 1
+    return optax.contrib.MuonDimensionNumbers(0, last) if is_matrix else None
+
+  return jax.tree_util.tree_map_with_path(axes, params)

@@ -128,3 +128,50 @@ def test_bad_arguments_are_refused_with_what_to_change(arguments, words):
   arguments = {"learning_rate": 0.1, "total_updates": 9} | arguments
   with pytest.raises(ValueError, match=words):
     optimizers.make_optimizer(**arguments)
+
+
+def test_muon_orthogonalises_the_layers_and_leaves_the_rest_to_adam():
+  rng = np.random.default_rng(0)
+
+  def array(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  params = {
+    "trunk": {
+      "embedding": array(7, 8),
+      "layer_0": {
+        "qkv": {"kernel": array(8, 24)},
+        "gate_up": {"kernel": array(8, 2, 16), "bias": array(2, 16)},
+      },
+    },
+    "value_head": {"out": {"kernel": array(8, 1)}},
+  }
+  gradient = jax.tree.map(lambda x: array(*x.shape), params)
+  optimizer = optimizers.make_optimizer(
+    name="muon", learning_rate=0.1, weight_decay=0.5, clip_norm=None, b2=0.9
+  )
+  moved = run(optimizer, params, [gradient])
+
+  # All directions of a gradient move about equally, whatever their size.
+  layer, old = moved["trunk"]["layer_0"], params["trunk"]["layer_0"]
+  pairs = [(layer["qkv"]["kernel"], old["qkv"]["kernel"])]
+  for part in range(2):
+    both = [x["gate_up"]["kernel"][:, part] for x in (layer, old)]
+    pairs.append(tuple(both))
+  for new, start in pairs:
+    change = np.asarray(new - (1 - 0.1 * 0.5) * start)
+    directions = np.linalg.svd(change / 0.1, compute_uv=False)
+    scale = 0.2 * np.sqrt(max(change.shape))
+    assert np.all((directions > 0.6 * scale) & (directions < 1.25 * scale))
+
+  # Adam's first change is the sign of the gradient; nothing here decays.
+  for path in (
+    ("trunk", "embedding"),
+    ("trunk", "layer_0", "gate_up", "bias"),
+    ("value_head", "out", "kernel"),
+  ):
+    new, start, grads = moved, params, gradient
+    for name in path:
+      new, start, grads = new[name], start[name], grads[name]
+    sizes = (new - start) / (-0.1 * jnp.sign(grads))
+    np.testing.assert_allclose(sizes, sizes.ravel()[0], rtol=1e-3)
