@@ -172,7 +172,10 @@ class Solver:
     num_simulations: int = 1,
     num_expansions: int = 1,
     num_parallel_leaves: int = 1,
+    virtual_loss: float = 1.0,
+    discount: float = 1.0,
     rule: str = "puct",
+    rule_options: Mapping[str, Any] | None = None,
     select_by: str = "outcome",
     temperature: float = 1.0,
     top_k: int = 0,
@@ -192,12 +195,18 @@ class Solver:
       mesh: problems are shared out over its data and fsdp axes.
       task: its checker is the reward, and it reads the answers that vote.
       reward: "checker", or "value" for the value head's estimate.
-      num_workers: processes to check in; 0 checks in this one.
+      num_workers: processes to check in; 0 checks in this one. With processes
+        a batch is searched as two halves, where these divide over the mesh:
+        the device works on one while the texts of the other are checked.
       num_candidates: A for mcts, N for best-of-N and majority vote.
       num_simulations: of mcts.
       num_expansions: most nodes that mcts expands; bounds its memory.
       num_parallel_leaves: W, expansions per tree and round.
+      virtual_loss: taken from paths that wait, where W is above 1.
+      discount: of the return of mcts, per step.
       rule: selection rule of mcts.
+      rule_options: its constants, such as `dirichlet_fraction` of puct; those
+        left out keep their defaults, see search/selection.py.
       select_by: how mcts answers, "outcome" or "visits".
       temperature, top_k, top_p, min_p: how candidates are sampled.
       num_rollouts: continuations of every candidate of mcts.
@@ -215,9 +224,10 @@ class Solver:
       )
     if reward not in REWARDS:
       raise ValueError(f"reward={reward!r}: choose one of {', '.join(REWARDS)}")
-    if rollout_weight and not num_rollouts:
+    if bool(rollout_weight) != bool(num_rollouts):
       raise ValueError(
-        f"rollout_weight={rollout_weight} needs num_rollouts of 1 or more"
+        f"num_rollouts={num_rollouts} and rollout_weight={rollout_weight}: set "
+        "both above 0, or both to 0"
       )
     mesh_lib.check_divides("batch_size", batch_size, mesh)
     self.batch_size = batch_size
@@ -255,7 +265,10 @@ class Solver:
         num_simulations=num_simulations,
         capacity=1 + num_candidates * num_expansions,
         rule=rule,
+        rule_options=rule_options,
         num_parallel_leaves=num_parallel_leaves,
+        virtual_loss=virtual_loss,
+        discount=discount,
         rollout_weight=rollout_weight,
         select_by=select_by,
       )
@@ -266,16 +279,27 @@ class Solver:
     self._read_children = jax.jit(
       functools.partial(_children_tokens, max_depth=self._max_depth)
     )
-    self._search = (
-      driver.run_with_host(on_mesh, self._outcomes)
-      if self._verifier is not None or steps_from_host
-      else driver.run_on_device(on_mesh)
-    )
+    # Two halves, where the device would wait for other processes' verdicts.
+    is_split = self._verifier is not None and num_workers > 0
+    ways = 2 * mesh_lib.batch_ways(mesh)
+    self._num_parts = 2 if is_split and batch_size % ways == 0 else 1
+    if self._verifier is not None or steps_from_host:
+      self._search = driver.run_with_host(on_mesh, self._outcomes)
+    else:
+      search = driver.run_on_device(on_mesh)
+      self._search = lambda params, key, batches: [
+        search(params, key, batch) for batch in batches
+      ]
     self._mesh = mesh
     # Of the batch being searched: its problems, and texts checked for each.
     self._problems: Sequence[Problem] = ()
     self._asked: list[list[str]] = []
     self._watch: Watch | None = None
+
+  def close(self) -> None:
+    """Ends the processes that check."""
+    if self._verifier is not None:
+      self._verifier.close()
 
   def __call__(
     self,
@@ -305,14 +329,21 @@ class Solver:
   def _search_batch(self, params, key, problems, count) -> list[Searched]:
     self._problems = problems[:count]
     self._asked = [[] for _ in problems]
-    batch = mesh_lib.shard_batch(
-      encode_problems(self._policy, problems), self._mesh
+    size = self.batch_size // self._num_parts
+    batches = [
+      mesh_lib.shard_batch(
+        encode_problems(self._policy, problems[start : start + size]),
+        self._mesh,
+      )
+      for start in range(0, self.batch_size, size)
+    ]
+    parts = [
+      jax.device_get((_host_fields(state), self._select(state), state.cost))
+      for state in self._search(params, key, batches)
+    ]
+    fields, selected, cost = jax.tree.map(
+      lambda *arrays: np.concatenate(arrays), *parts
     )
-    state = self._search(params, key, batch)
-    read = jax.device_get(
-      (_host_fields(state), self._select(state), state.cost)
-    )
-    fields, selected, cost = read
     searched = []
     for i in range(count):
       nodes = {name: array[i] for name, array in fields.items()}
@@ -372,19 +403,22 @@ class Solver:
       )
     return solutions
 
-  def _outcomes(self, state: contracts.SearchState) -> np.ndarray | None:
+  def _outcomes(
+    self, state: contracts.SearchState, part: int
+  ) -> np.ndarray | None:
     """Checked outcomes `[B, W, A]` of new finished candidates, else NaN."""
     tokens, mask, is_new, is_open, rollouts, is_rolled = jax.device_get(
       self._read_children(state)
     )
-    if self._watch is not None:
+    if self._watch is not None and part == 0:
       new = zip(tokens[0][is_new[0]], mask[0][is_new[0]], strict=True)
       self._watch([self._text(row[is_token]) for row, is_token in new])
     if self._verifier is None:
       return None
     outcome = np.full(is_open.shape, np.nan, np.float32)
+    first = part * len(outcome)
     # Rows that only fill the batch are nobody's cost.
-    is_real = np.arange(len(outcome)) < len(self._problems)
+    is_real = first + np.arange(len(outcome)) < len(self._problems)
     is_open = is_open & is_real[:, None, None]
     is_rolled = is_rolled & is_real[:, None, None]
     asked, texts = [], []
@@ -399,9 +433,9 @@ class Solver:
         if self._policy.tokenizer.eos_id in rollout:
           texts.append(self._text(np.concatenate([start, rollout])))
           asked.append((b, w, a))
-    problems = [self._problems[b] for b, _, _ in asked]
+    problems = [self._problems[first + b] for b, _, _ in asked]
     for (b, _, _), text in zip(asked, texts, strict=True):
-      self._asked[b].append(text)
+      self._asked[first + b].append(text)
     verdicts = self._verifier.check(problems, texts)
     share = 1.0 / max(rollouts.shape[3], 1)
     for (b, w, a), verdict in zip(asked, verdicts, strict=True):
@@ -448,9 +482,9 @@ def step_weights(searched: Searched) -> dict[int, np.ndarray]:
   """Weights of the AlphaGo Zero loss for each finished solution, by node.
 
   The weight of a step is its share of its siblings' visits. A step that several
-  solutions share is carried by the first of them, so that each edge of the tree
-  counts once. Steps that were visited but lead to no finished solution are in
-  no row; their share is left out.
+  finished solutions share is carried by the first of them, so that each edge of
+  the tree counts once. Steps that were visited but lead to no finished solution
+  are in no row; their share is left out.
   """
   nodes = searched.nodes
   visits, parent = nodes["num_visits"], nodes["parent"]
@@ -461,6 +495,8 @@ def step_weights(searched: Searched) -> dict[int, np.ndarray]:
   carried: set[int] = set()
   weights = {}
   for solution in searched.solutions:
+    if not solution.is_finished:
+      continue  # It was cut off and is not learned from.
     spans = []
     for node in solution.path:
       share = 0.0

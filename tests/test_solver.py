@@ -1,5 +1,7 @@
 """Every strategy through one battery; the readings against plain Python."""
 
+import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +13,13 @@ from o1jax import jsonl
 from o1jax import mesh as mesh_lib
 from o1jax import solver as solver_lib
 from o1jax.search import ROOT
-from o1jax.solver import Solver, step_weights, tree_record
+from o1jax.solver import (
+  FoundSolution,
+  Searched,
+  Solver,
+  step_weights,
+  tree_record,
+)
 from o1jax.types import Problem
 from policies import LENGTHS, ToyTask, tiny_params, tiny_policy
 
@@ -176,20 +184,40 @@ def test_the_checker_is_the_reward_and_is_counted(case):
       verdict = TASK.check(one.problem, solution.text)
       assert solution.outcome == float(verdict.is_correct)
       outcomes.add(solution.outcome)
+    if case == "best_of_n-checker":
+      assert counted(one) == asked_of([s.text for s in finished])
+  assert outcomes == {0.0, 1.0}
+
+
+def counted(one):
+  return one.cost["verifier_requests"], one.cost["verifier_distinct"]
+
+
+def asked_of(texts):
+  return len(texts), len(set(texts))
+
+
+def test_rollouts_that_end_are_asked_for(monkeypatch):
+  fields = (*solver_lib._STORE_FIELDS, "rollout_tokens")
+  monkeypatch.setattr(solver_lib, "_STORE_FIELDS", fields)
+  tokenizer, num_cut = tiny_policy().tokenizer, 0
+  found = solver("mcts-checker")(tiny_params(), jax.random.key(3), PROBLEMS)
+  for one in found:
     nodes = one.nodes
     is_open = nodes["is_valid"] & ~nodes["is_terminal"] & (nodes["depth"] > 0)
-    requests, distinct = (
-      one.cost[f"verifier_{name}"] for name in ("requests", "distinct")
-    )
-    texts = {s.text for s in finished}
-    if case == "best_of_n-checker":
-      assert (requests, distinct) == (len(finished), len(texts))
-    else:
-      # Rollouts that were cut off are not asked for.
-      most = ROLLOUTS * int(is_open.sum())
-      assert len(finished) <= requests <= len(finished) + most
-      assert len(texts) <= distinct <= requests
-  assert outcomes == {0.0, 1.0}
+    texts = [s.text for s in one.solutions if s.is_finished]
+    for node in np.flatnonzero(is_open).tolist():
+      start, above = "", node
+      while above != ROOT:
+        start = nodes["texts"][above] + start
+        above = int(nodes["parent"][above])
+      for rollout in nodes["rollout_tokens"][node].tolist():
+        if tokenizer.eos_id in rollout:
+          texts.append(start + tokenizer.decode(rollout))
+        else:
+          num_cut += 1
+    assert counted(one) == asked_of(texts)
+  assert num_cut
 
 
 def test_rollouts_are_checked_and_give_the_value():
@@ -234,9 +262,11 @@ def test_steps_weigh_their_share_of_visits_once(case):
   shared = 0
   for one in searched(case):
     nodes, weights = one.nodes, step_weights(one)
-    assert list(weights) == [s.node for s in one.solutions]
+    # Solutions that were cut off are not learned from and carry nothing.
+    finished = [s for s in one.solutions if s.is_finished]
+    assert list(weights) == [s.node for s in finished]
     carried = {}
-    for solution in one.solutions:
+    for solution in finished:
       spans = np.split(
         weights[solution.node],
         np.cumsum([nodes["lengths"][n] for n in solution.path])[:-1],
@@ -258,6 +288,30 @@ def test_steps_weigh_their_share_of_visits_once(case):
       ]
       assert sum(of_siblings) <= 1 + 1e-6
   assert shared or "mcts" not in case
+
+
+def test_a_step_shared_with_a_cut_off_solution_keeps_its_weight():
+  # The root has 1 and 2, node 1 has 3 (cut off), 4 and 5.
+  nodes = {
+    "parent": np.array([-1, 0, 0, 1, 1, 1]),
+    "depth": np.array([0, 1, 1, 2, 2, 2]),
+    "num_visits": np.array([9, 6, 2, 2, 3, 0]),
+    "lengths": np.array([0, 2, 1, 1, 1, 1]),
+    "is_valid": np.ones(6, bool),
+  }
+
+  def solution(node, is_finished):
+    nothing = np.zeros(3, np.float32)
+    return FoundSolution(
+      node, "", (1, node), nothing, nothing, nothing, is_finished, 0.0, 0
+    )
+
+  solutions = [solution(3, False), solution(4, True), solution(5, True)]
+  one = Searched(PROBLEMS[0], solutions, None, nodes, {})
+  weights = step_weights(one)
+  assert list(weights) == [4, 5]
+  np.testing.assert_allclose(weights[4], [6 / 8, 6 / 8, 3 / 5], rtol=1e-6)
+  np.testing.assert_array_equal(weights[5], 0)
 
 
 @jax.jit
@@ -293,6 +347,18 @@ def test_one_device_is_two_is_eight(case):
       assert_same(one, two, 1e-5)
 
 
+def test_with_processes_two_halves_are_one_batch():
+  options = CASES["best_of_n-checker"] | dict(num_workers=1)
+  with contextlib.closing(make_solver(**options)) as halves:
+    assert halves._num_parts == 2
+    found = halves(tiny_params(), jax.random.key(3), PROBLEMS)
+  for one, two in zip(found, searched("best_of_n-checker"), strict=True):
+    # Of two right answers of one prior the last bit selects.
+    one, two = (dataclasses.replace(x, selected=None) for x in (one, two))
+    assert_same(one, two, 1e-5)
+  assert halves._verifier._pool is None
+
+
 def test_the_watch_sees_what_the_first_problem_reaches():
   seen = []
   solver("mcts-checker")(
@@ -320,8 +386,11 @@ def test_a_tree_becomes_plain_values():
     parent = int(one.nodes["parent"][node])
     expected = kept.tolist().index(parent) if node else -1
     assert row["parent"] == expected
-    assert row["text"] + "\n" * 9 >= one.nodes["texts"][node]
+    assert row["text"] == one.nodes["texts"][node].removesuffix("\n")
     assert row["num_visits"] == one.nodes["num_visits"][node]
+    assert row["reward"] == one.nodes["reward"][node]
+    assert row["value"] == row["reward"] + one.nodes["mean_value"][node]
+    assert row["is_terminal"] == one.nodes["is_terminal"][node]
     assert row["is_correct"] == marks.get(node)
   by_parent = {}
   for row in record["nodes"][1:]:
@@ -336,7 +405,10 @@ def test_a_tree_becomes_plain_values():
   [
     ({"strategy": "mtcs"}, "strategy='mtcs': choose one of mcts, best_of_n"),
     ({"reward": "oracle"}, "reward='oracle': choose one of checker, value"),
-    ({"rollout_weight": 0.5}, "rollout_weight=0.5 needs num_rollouts"),
+    ({"rollout_weight": 0.5}, "num_rollouts=0 and rollout_weight=0.5"),
+    ({"num_rollouts": 2}, "num_rollouts=2 and rollout_weight=0.0"),
+    ({"discount": 0.0}, "discount=0.0"),
+    ({"rule_options": {"exploration": 1.0}}, "unknown option of selection"),
     ({"batch_size": 3}, "batch_size=3 does not divide over 2 devices"),
     ({"rule": "puctt"}, "puctt"),
     ({"select_by": "value"}, "unknown select_by 'value'"),
@@ -353,6 +425,19 @@ def test_a_tree_becomes_plain_values():
 def test_bad_fields_are_refused(options, words):
   with pytest.raises(ValueError, match=words):
     make_solver(**dict(strategy="mcts") | options)
+
+
+@pytest.mark.slow
+def test_options_of_the_search_reach_it():
+  tree = CASES["mcts-value"]
+  noisy = dict(rule_options={"dirichlet_fraction": 0.5})
+  for options in (noisy, dict(discount=0.5)):
+    found = make_solver(**tree, **options)(
+      tiny_params(), jax.random.key(3), PROBLEMS[:BATCH]
+    )
+    visits = [one.nodes["num_visits"].tolist() for one in found]
+    plain = [one.nodes["num_visits"].tolist() for one in searched("mcts-value")]
+    assert visits != plain[:BATCH]
 
 
 def test_a_prompt_that_does_not_fit_is_refused():

@@ -273,7 +273,7 @@ NUM_ROOTS = 8
 SIMULATIONS = 32
 DISCOUNT = 0.9
 ROLLOUT_WEIGHT = 0.25
-NUM_CONSIDERED = 2
+NUM_CONSIDERED = 3  # of 4 candidates: then the better 2
 AHEAD = {"num_parallel_leaves": 4, "capacity": 1 + 4 * 3 * SIMULATIONS}
 
 

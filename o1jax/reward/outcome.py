@@ -1,17 +1,15 @@
 """The outcome reward: checked answers, each text checked once.
 
 A `Verifier` stands between the loop and a task's checker. It remembers its
-verdicts, counts what was asked of it, spreads the work over processes where
-the checker is slow, and turns a checker that raises into a verdict. Verdicts
-come back in the order of the texts whatever the order of the work.
+verdicts, spreads the work over processes where the checker is slow, and turns
+a checker that raises into a verdict. Verdicts come back in the order of the
+texts whatever the order of the work.
 """
 
 import concurrent.futures
 import math
 import multiprocessing
 from collections.abc import Callable, Sequence
-
-import numpy as np
 
 from o1jax.types import Problem, Verdict
 
@@ -20,16 +18,7 @@ _CHUNKS_PER_WORKER = 4
 
 
 class Verifier:
-  """Checks solution texts, with memory, counters and optional processes.
-
-  The counters run from the last `start_search` and do not depend on what an
-  earlier search left in memory, so a resumed run counts the same.
-
-  Attributes:
-    num_requests: texts asked for since the last `start_search`.
-    num_distinct: distinct texts per problem since then, added up.
-    num_errors: texts since then on which the checker raised, repeats included.
-  """
+  """Checks solution texts, with memory and optional processes."""
 
   def __init__(
     self,
@@ -57,30 +46,6 @@ class Verifier:
     self._max_verdicts = max_verdicts
     self._verdicts: dict[tuple[str, str], Verdict] = {}
     self._pool = None
-    self.start_search()
-
-  def start_search(self) -> None:
-    """Sets the counters to 0; the memory stays."""
-    self._requests: dict[str, int] = {}
-    self._texts: dict[str, set[str]] = {}
-    self.num_errors = 0
-
-  @property
-  def num_requests(self) -> int:
-    return sum(self._requests.values())
-
-  @property
-  def num_distinct(self) -> int:
-    return sum(map(len, self._texts.values()))
-
-  def counts(
-    self, problems: Sequence[Problem]
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `(requests, distinct texts)` of each problem, `[B]` int32."""
-    ids = [problem.id for problem in problems]
-    requests = [self._requests.get(id_, 0) for id_ in ids]
-    distinct = [len(self._texts.get(id_, ())) for id_ in ids]
-    return np.array(requests, np.int32), np.array(distinct, np.int32)
 
   def check(
     self, problems: Sequence[Problem], texts: Sequence[str]
@@ -102,19 +67,14 @@ class Verifier:
     found = {}
     missing = {}
     for key, problem in zip(keys, problems, strict=True):
-      id_, text = key
-      self._requests[id_] = self._requests.get(id_, 0) + 1
-      self._texts.setdefault(id_, set()).add(text)
       if key in self._verdicts:
         found[key] = self._verdicts[key]
       else:
-        missing.setdefault(key, (problem, text))
+        missing.setdefault(key, (problem, key[1]))
     fresh = self._check_all(list(missing.values()))
     found.update(zip(missing, fresh, strict=True))
     self._remember(zip(missing, fresh, strict=True))
-    verdicts = [found[key] for key in keys]
-    self.num_errors += sum(map(_is_error, verdicts))
-    return verdicts
+    return [found[key] for key in keys]
 
   def close(self) -> None:
     """Ends the worker processes."""
@@ -157,11 +117,6 @@ class Verifier:
       ) from error
 
 
-def outcome_rewards(verdicts: Sequence[Verdict]) -> np.ndarray:
-  """Returns 1 for each correct verdict and 0 otherwise, `[B]` float32."""
-  return np.array([verdict.is_correct for verdict in verdicts], np.float32)
-
-
 def _check_chunk(check_fn, pairs):
   return [_check_one(check_fn, problem, text) for problem, text in pairs]
 
@@ -170,12 +125,5 @@ def _check_one(check_fn, problem, text):
   try:
     return check_fn(problem, text)
   except Exception as error:  # Texts are untrusted, the loop must go on.
-    reason = f"{_ERROR}: {type(error).__name__}: {error}"
+    reason = f"checker error: {type(error).__name__}: {error}"
     return Verdict(is_correct=False, reason=reason, answer=None)
-
-
-_ERROR = "checker error"
-
-
-def _is_error(verdict):
-  return verdict.reason.startswith(_ERROR)

@@ -12,12 +12,7 @@ from o1jax.search.contracts import (
   StepModel,
   Strategy,
 )
-from o1jax.search.driver import (
-  run_batches_with_host,
-  run_on_device,
-  run_with_host,
-)
-from o1jax.search.selection import improved_policy
+from o1jax.search.driver import run_on_device, run_with_host
 from o1jax.search.strategies import make_strategy
 from o1jax.search.tree import (
   NO_NODE,
@@ -25,7 +20,6 @@ from o1jax.search.tree import (
   ROOT,
   UNEXPANDED,
   Tree,
-  ancestors,
   read,
   visit_probs,
   write,
@@ -42,11 +36,8 @@ __all__ = [
   "Strategy",
   "Tree",
   "UNEXPANDED",
-  "ancestors",
-  "improved_policy",
   "make_strategy",
   "read",
-  "run_batches_with_host",
   "run_on_device",
   "run_with_host",
   "visit_probs",

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from o1jax.search.tree import Candidates, Tree, normalize_logits, one_node
+from o1jax.search.tree import Candidates
 
 
 class SelectionRule(NamedTuple):
@@ -132,31 +132,6 @@ def completed_q_values(
   return (visits_init + jnp.max(visits)) * value_scale * completed
 
 
-def improved_policy(
-  tree: Tree,
-  node: jax.Array,
-  *,
-  discount: float = 1.0,
-  value_scale: float = 0.1,
-  visits_init: float = 50.0,
-) -> jax.Array:
-  """softmax(log prior + completed Q) `[B, A]` of `node` `[B]`.
-
-  Gumbel MuZero's policy target (section 4), better than visit counts where
-  visits are few. All zeros where the node has no valid candidates.
-  """
-
-  def one(tree, node):
-    seen = one_node(tree, node, discount)
-    completed = completed_q_values(
-      seen, value_scale=value_scale, visits_init=visits_init
-    )
-    logits = normalize_logits(seen.prior_logits + completed, seen.is_valid)
-    return jnp.where(seen.is_valid, jnp.exp(logits), 0.0)
-
-  return jax.vmap(one)(tree, node)
-
-
 def gumbel_scores(
   candidates: Candidates,
   noise: jax.Array | None = None,
@@ -164,7 +139,7 @@ def gumbel_scores(
   value_scale: float,
   visits_init: float,
 ) -> jax.Array:
-  """Visits follow the improved policy softmax(prior + completed Q).
+  """Visits follow the improved policy pi' = softmax(log prior + completed Q).
 
   score = pi'(a) - n_a / (1 + sum of n): deterministic (section 5).
   """

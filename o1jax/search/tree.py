@@ -276,35 +276,3 @@ def visit_probs(tree: Tree, node: jax.Array) -> jax.Array:
   visits = child_visits(tree, node).astype(tree.value.dtype)
   total = jnp.sum(visits, axis=-1, keepdims=True)
   return visits / jnp.maximum(total, 1)
-
-
-def ancestors(parent: jax.Array, node: jax.Array, max_depth: int) -> jax.Array:
-  """The path from the root to each node, indexed by depth.
-
-  Args:
-    parent: `[B, N]`, as in `Tree.parent`.
-    node: `[B, ...]` nodes; NO_NODE gives a path of NO_NODE.
-    max_depth: static, at least the depth of the deepest node asked for; of a
-      deeper node only the last `max_depth + 1` nodes of the path come back.
-
-  Returns:
-    `[B, ..., max_depth + 1]` int32: entry d is the node's ancestor at depth d,
-    the last one the node itself; NO_NODE after it.
-  """
-
-  def one_up(node, _):
-    above = jnp.where(node == NO_NODE, NO_NODE, read(parent, node))
-    return above, node
-
-  _, path = jax.lax.scan(
-    one_up, node.astype(jnp.int32), None, length=max_depth + 1
-  )
-  path = jnp.moveaxis(path, 0, -1)
-  length = jnp.sum(path != NO_NODE, axis=-1, keepdims=True)
-  depth = jnp.arange(max_depth + 1, dtype=jnp.int32).reshape(
-    *[1] * node.ndim, -1
-  )
-  turned = jnp.take_along_axis(
-    path, jnp.maximum(length - 1 - depth, 0), axis=-1
-  )
-  return jnp.where(depth < length, turned, NO_NODE)

@@ -85,7 +85,7 @@ def test_dirichlet_noise_mixes_into_the_valid_prior():
   assert mixed[1] < 1e-30
 
 
-def test_improved_policy_prefers_what_search_found_good():
+def test_completed_values_prefer_what_search_found_good():
   seen = candidates([4, 4, 0], [0.9, 0.1, 0.0], [0.4, 0.4, 0.2])
   completed = selection.completed_q_values(
     seen, value_scale=0.1, visits_init=50.0

@@ -4,11 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from o1jax.search.driver import (
-  run_batches_with_host,
-  run_on_device,
-  run_with_host,
-)
+from o1jax.search.driver import run_on_device, run_with_host
 from o1jax.search.strategies import make_strategy
 from o1jax.search.tree import NO_NODE, ROOT, UNEXPANDED
 from oracles import visits_by_path
@@ -130,12 +126,13 @@ def test_the_host_steps_to_the_same_trees():
     batches = [problems(ROOTS), problems(ROOTS + 8)]
     expected = [search(params, key, batch) for batch in batches]
 
-    def outcome_fn(state):
+    def outcome_fn(state, batch):
+      np.testing.assert_array_equal(
+        state.node_state[0][:, ROOT], batches[batch].tokens[:, 0]
+      )
       return np.asarray(state.expansion.outcome)
 
-    states = run_batches_with_host(strategy, outcome_fn)(
-      params, [key, key], batches
-    )
+    states = run_with_host(strategy, outcome_fn)(params, key, batches)
     for state, device in zip(states, expected, strict=True):
       assert state.expansion is None
       state = state.replace(tree_keys=None)
@@ -155,7 +152,7 @@ def test_host_outcomes_count_where_they_are_numbers_in_one_trace():
     traces.append(1)
     return model.step_fn(*args)
 
-  def outcome_fn(state):
+  def outcome_fn(state, _):
     outcome = np.full(state.expansion.outcome.shape, np.nan)
     outcome[..., 1] = 2.0
     return outcome[:, 0]
@@ -164,7 +161,7 @@ def test_host_outcomes_count_where_they_are_numbers_in_one_trace():
   search = run_with_host(strategy, outcome_fn)
   graph = random_graph(6, terminal_rate=0.7)
   for seed in range(2):
-    state = search(graph.params, jax.random.key(seed), problems(ROOTS))
+    (state,) = search(graph.params, jax.random.key(seed), [problems(ROOTS)])
   assert len(traces) == 1
   outcome = graph.outcome[ROOTS].copy()
   outcome[:, 1] = 2.0
@@ -222,10 +219,3 @@ def test_greedy_takes_one_candidate():
 def test_unknown_names_say_what_comes_nearest(name, options, message):
   with pytest.raises(ValueError, match=message):
     make_strategy(name, table_model(2), **options)
-
-
-def test_numbers_of_batches_and_keys_agree():
-  strategy, _ = table_search(name="best_of_n")
-  search = run_batches_with_host(strategy, lambda state: None)
-  with pytest.raises(ValueError, match="1 batches with 0 keys"):
-    search(None, [], [problems(ROOTS)])

@@ -10,7 +10,6 @@ from o1jax.search.tree import (
   ROOT,
   UNEXPANDED,
   add_children,
-  ancestors,
   backup,
   make_tree,
   normalize_logits,
@@ -100,21 +99,6 @@ def test_backup_is_a_mean_on_the_path(two_trees):
   )
   np.testing.assert_allclose(
     visit_probs(tree, jnp.array([ROOT, ROOT]))[0], [0.2, 0.8], rtol=1e-6
-  )
-
-
-def test_ancestors_are_indexed_by_depth(two_trees):
-  none = NO_NODE
-  node = jnp.array([[4, 1, ROOT], [2, NO_NODE, 1]], jnp.int32)
-  np.testing.assert_array_equal(
-    ancestors(two_trees.parent, node, 3),
-    [
-      [[0, 2, 4, none], [0, 1, none, none], [0, none, none, none]],
-      [[0, 2, none, none], [none] * 4, [0, 1, none, none]],
-    ],
-  )
-  np.testing.assert_array_equal(
-    ancestors(two_trees.parent, node[:, 0], 1), [[2, 4], [0, 2]]
   )
 
 
