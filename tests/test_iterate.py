@@ -181,6 +181,13 @@ def test_every_proposed_step_is_judged_once():
   assert found == [mark for mark in legal if mark is not None]
 
 
+@pytest.mark.slow
+def test_a_profile_is_written_where_asked_for(tmp_path):
+  iterate.run(tiny_config(), tmp_path / "run", profile=True)
+  (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
+  assert trace.stat().st_size > 0
+
+
 def test_nothing_compiles_once_every_program_has_run(undisturbed):
   rows = metrics.read_jsonl(undisturbed[0] / "metrics.jsonl")
   compiled = [row["compile_seconds"] for row in rows]
