@@ -26,7 +26,7 @@ def get_config(arg=None):
     raise ValueError(f"unknown argument {arg!r}: smoke or no_hindsight")
   config = ConfigDict()
   config.seed = 0  # everything random derives from it
-  config.num_iterations = 48  # of search and learning
+  config.num_iterations = 50  # of search and learning
 
   config.task = ConfigDict()
   config.task.name = "countdown"  # countdown, game24 or arithmetic
@@ -74,7 +74,7 @@ def get_config(arg=None):
   config.mesh.tensor = 1  # weights
 
   config.initialize = ConfigDict()
-  config.initialize.num_iterations = 4
+  config.initialize.num_iterations = 2
   config.initialize.num_updates = 400  # in each
   config.initialize.rows = (
     ConfigDict()
@@ -89,7 +89,12 @@ def get_config(arg=None):
   config.search.num_expansions = 9  # at most, a problem
   config.search.num_simulations = 288  # a problem
   config.search.num_parallel_leaves = 1  # expansions a tree and round
+  config.search.virtual_loss = 1.0  # of a path that waits for its leaf
+  config.search.discount = 1.0  # per step
   config.search.rule = "puct"  # puct, uct or gumbel
+  config.search.rule_options = (
+    ConfigDict()
+  )  # its constants; see o1jax/search/selection.py
   config.search.select_by = "outcome"  # outcome or visits
   config.search.reward = "checker"  # checker or value
   config.search.num_workers = 0  # processes that check; 0: none of their own
@@ -115,8 +120,8 @@ def get_config(arg=None):
   config.learn.rows.consequences = 6
   config.learn.rows.value = 6
   config.learn.optimizer = ConfigDict()
-  config.learn.optimizer.name = "adamw"  # adamw or lion
-  config.learn.optimizer.learning_rate = 3e-3
+  config.learn.optimizer.name = "muon"  # adamw, lion or muon
+  config.learn.optimizer.learning_rate = 4e-3
   config.learn.optimizer.warmup_updates = 100
   config.learn.optimizer.schedule = "cosine"  # constant, linear or cosine
   config.learn.optimizer.end_fraction = 0.01  # last rate / highest rate
@@ -135,12 +140,13 @@ def get_config(arg=None):
   config.evaluation = ConfigDict()
   config.evaluation.num_problems = 512  # held out
   config.evaluation.batch_size = 512  # searched at a time
-  config.evaluation.interval = 13  # iterations between comparisons
+  config.evaluation.interval = 13  # iterations between comparisons; 0: last
   config.evaluation.strategies = ("majority_vote", "best_of_n", "mcts")
   config.evaluation.efforts = (8,)  # budgets, in solutions' worth of tokens
   config.evaluation.num_candidates = 4  # of tree search
   config.evaluation.temperature = 1.0
   config.evaluation.rule = "puct"
+  config.evaluation.rule_options = ConfigDict()
   config.evaluation.reward = "value"  # the checker stays out of it
 
   config.checkpoint = ConfigDict()
@@ -151,7 +157,9 @@ def get_config(arg=None):
   if arg == "no_hindsight":
     # What is left to learn from are the solutions that search finds itself, so
     # more problems are searched and all that was found is kept.
-    config.search.num_problems = 256
+    config.search.num_problems = 1024
+    config.search.batch_size = 256
+    config.learn.num_updates = 100
     config.experience.max_search = 150_000
     config.learn.rows.hindsight = 0
     config.learn.rows.hindsight_play = 0

@@ -85,7 +85,12 @@ def get_config(arg=None):
   config.search.num_expansions = 32  # at most, a problem
   config.search.num_simulations = 256  # a problem
   config.search.num_parallel_leaves = 1  # expansions a tree and round
+  config.search.virtual_loss = 1.0  # of a path that waits for its leaf
+  config.search.discount = 1.0  # per step
   config.search.rule = "puct"  # puct, uct or gumbel
+  config.search.rule_options = (
+    ConfigDict()
+  )  # its constants; see o1jax/search/selection.py
   config.search.select_by = "outcome"  # outcome or visits
   config.search.reward = "checker"  # checker or value
   config.search.num_workers = 0  # processes that check; 0: none of their own
@@ -111,7 +116,7 @@ def get_config(arg=None):
   config.learn.rows.consequences = 64
   config.learn.rows.value = 64
   config.learn.optimizer = ConfigDict()
-  config.learn.optimizer.name = "adamw"  # adamw or lion
+  config.learn.optimizer.name = "adamw"  # adamw, lion or muon
   config.learn.optimizer.learning_rate = 1e-3
   config.learn.optimizer.warmup_updates = 1000
   config.learn.optimizer.schedule = "cosine"  # constant, linear or cosine
@@ -131,12 +136,13 @@ def get_config(arg=None):
   config.evaluation = ConfigDict()
   config.evaluation.num_problems = 1024  # held out
   config.evaluation.batch_size = 512  # searched at a time
-  config.evaluation.interval = 50  # iterations between comparisons
+  config.evaluation.interval = 50  # iterations between comparisons; 0: last
   config.evaluation.strategies = ("majority_vote", "best_of_n", "mcts")
   config.evaluation.efforts = (8, 32)  # budgets, in solutions' worth of tokens
   config.evaluation.num_candidates = 4  # of tree search
   config.evaluation.temperature = 1.0
   config.evaluation.rule = "puct"
+  config.evaluation.rule_options = ConfigDict()
   config.evaluation.reward = "value"  # the checker stays out of it
 
   config.checkpoint = ConfigDict()

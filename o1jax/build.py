@@ -51,6 +51,7 @@ OPEN_GROUPS = (
   "initialize.rows.",
   "search.rule_options.",
   "learn.rows.",
+  "evaluation.rule_options.",
 )
 
 # All other fields, and numbers of the groups above: the least that each may
@@ -263,6 +264,7 @@ def evaluator_of(
       temperature=config.evaluation.temperature,
       rule=config.evaluation.rule,
       reward=config.evaluation.reward,
+      rule_options=config.evaluation.get("rule_options"),
     )
 
 

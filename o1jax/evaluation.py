@@ -85,6 +85,7 @@ class Evaluator:
     temperature: float,
     rule: str,
     reward: str = "value",
+    rule_options: Mapping[str, Any] | None = None,
   ):
     """Prepares; nothing compiles before the first measurement.
 
@@ -97,6 +98,7 @@ class Evaluator:
       temperature: of all but greedy.
       rule: selection rule of tree search.
       reward: what searches select by, "value" or "checker".
+      rule_options: constants of the rule; see search/selection.py.
     """
     make_controls(temperature=temperature)  # Refuses what cannot be sampled.
     self._policy = policy
@@ -104,7 +106,12 @@ class Evaluator:
     self._mesh = mesh
     self._batch_size = batch_size
     self._num_candidates = num_candidates
-    self._options = dict(temperature=temperature, rule=rule, reward=reward)
+    self._options = dict(
+      temperature=temperature,
+      rule=rule,
+      reward=reward,
+      rule_options=rule_options,
+    )
     self._solvers: dict[tuple[str, int], Solver] = {}
     self._warm: set[Solver] = set()
     self._judge = Verifier(task.check)

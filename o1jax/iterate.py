@@ -96,7 +96,7 @@ def run(
   # Claimed by a config that is known to work.
   config_lib.open_workdir(workdir, config)
   build.keep_tokenizer(parts.policy.tokenizer, workdir)
-  with config_lib.writing(workdir):
+  with config_lib.writing(workdir), contextlib.closing(parts.solver):
     with contextlib.closing(RunWriter(workdir, config)) as writer:
       state, experience, first = restore(config, parts, writer)
       state = loop(config, parts, writer, state, experience, first, profile)
@@ -116,12 +116,13 @@ def loop(
 ) -> update.TrainState:
   """Iterations from `first` on: search, score, learn, evaluate, save."""
   update_fn = make_updates(config, parts)
+  _, loop_key = run_keys(config)
   num_initial = config.initialize.num_iterations
   last = num_initial + config.num_iterations
   for iteration in metrics.progress(range(first, last), "run", last - first):
     with traced(writer.workdir, profile and iteration == first + 1):
       clock = metrics.Clock()
-      key = jax.random.fold_in(jax.random.key(config.seed), iteration)
+      key = jax.random.fold_in(loop_key, iteration)
       search_key, evaluation_key = jax.random.split(key)
       values: dict[str, Any] = {}
       if iteration < num_initial:
@@ -169,6 +170,12 @@ def make_updates(config: Any, parts: Parts) -> Any:
   )
 
 
+def run_keys(config: Any) -> tuple[jax.Array, jax.Array]:
+  """Key of the first parameters, and the key that iterations fold into."""
+  first, iterations = jax.random.split(jax.random.key(config.seed))
+  return first, iterations
+
+
 def stream(config: Any, iteration: int, name: int) -> np.random.Generator:
   """Generator of one purpose in one iteration."""
   return np.random.default_rng([config.seed, iteration, name])
@@ -178,7 +185,8 @@ def restore(
   config: Any, parts: Parts, writer: "RunWriter"
 ) -> tuple[update.TrainState, Experience, int]:
   """State, experience and number of the next iteration, from the workdir."""
-  params = parts.policy.network.init(jax.random.key(config.seed))
+  first_key, _ = run_keys(config)
+  params = parts.policy.network.init(first_key)
   state = update.make_state(params, parts.optimizer, parts.mesh)
   step = writer.checkpoints.latest()
   if step is None:
@@ -404,9 +412,7 @@ def evaluate(
   if iteration == last - 1 or is_regular:
     compared += itertools.product(options.strategies, options.efforts)
   rows = []
-  for strategy, effort in metrics.progress(
-    compared, "evaluate", len(compared)
-  ):
+  for strategy, effort in metrics.progress(compared, "evaluate", len(compared)):
     row, _ = parts.evaluator.measure(
       state.average_params, parts.heldout, strategy, effort, key
     )

@@ -33,6 +33,9 @@ from o1jax.types import ProblemBatch
 
 MEMORIES = ("tree", "tokens")
 
+# Ratios of probabilities are rounded to this share of a nat.
+_PRIOR_STEPS = 2**16
+
 
 @struct.dataclass
 class NodeStore:
@@ -256,13 +259,15 @@ def sampled_priors(
 
   A candidate drawn n times of A has the prior (n / A) p / q, p the policy's
   probability and q that of the distribution it was drawn from: Sampled MuZero,
-  arXiv 2104.06303, Eq. 5.
+  arXiv 2104.06303, Eq. 5. log p / q is rounded, so that where p is q but for
+  the last bits, ties between priors are ties on every device.
 
   Returns:
     `(is_valid, prior_logits)`, both `[rows, A]`; of equal candidates the first
     is the valid one.
   """
   ratio = (rows.policy_log_probs - rows.behavior_log_probs).sum(-1)
+  ratio = jnp.round(ratio * _PRIOR_STEPS) / _PRIOR_STEPS
   is_written = rows.lengths > 0
   if not merge_duplicates:
     return is_written, ratio

@@ -335,10 +335,7 @@ def test_greedy_takes_the_likeliest_token():
     np.testing.assert_array_equal(solution.behavior_log_probs, 0)
 
 
-@pytest.mark.parametrize(
-  "case",
-  ["best_of_n-value", pytest.param("mcts-value", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("case", ["best_of_n-value", "mcts-value"])
 def test_one_device_is_two_is_eight(case):
   for num_devices in (1, 8):
     other = make_solver(num_devices, **CASES[case])

@@ -489,10 +489,27 @@ def test_votes_keep_every_candidate():
   )
   is_valid, priors = sampled_priors(rows, merge_duplicates=False)
   np.testing.assert_array_equal(is_valid, [[True, True, True, False]])
-  np.testing.assert_allclose(np.exp(priors[:, :3]), [[0.5, 0.5, 0.2]])
+  exact = dict(atol=2e-5)
+  np.testing.assert_allclose(np.exp(priors[:, :3]), [[0.5, 0.5, 0.2]], **exact)
   is_valid, priors = sampled_priors(rows, merge_duplicates=True)
   np.testing.assert_array_equal(is_valid, [[True, False, True, False]])
-  np.testing.assert_allclose(np.exp(priors[0, [0, 2]]), [1.0, 0.2])
+  np.testing.assert_allclose(np.exp(priors[0, [0, 2]]), [1.0, 0.2], **exact)
+
+
+def test_last_bits_do_not_break_ties_of_priors():
+  logs = np.full((1, 3, 1), -1.3, np.float32)
+  other = logs + np.float32([[[0.0], [1e-6], [-1e-6]]])
+  rows = DecodedRows(
+    tokens=np.arange(3, dtype=np.int32).reshape(1, 3, 1),
+    lengths=np.ones((1, 3), np.int32),
+    behavior_log_probs=logs,
+    policy_log_probs=other,
+    **dict.fromkeys(
+      ("last_hidden", "ended", "stopped", "keys", "values"), None
+    ),
+  )
+  _, priors = sampled_priors(rows, merge_duplicates=True)
+  np.testing.assert_array_equal(priors, 0)
 
 
 @pytest.mark.parametrize(
