@@ -9,13 +9,7 @@ from typing import Any
 from o1jax.tasks.arithmetic import Arithmetic
 from o1jax.tasks.countdown import Countdown
 from o1jax.tasks.game24 import Game24
-from o1jax.tasks.task import (
-  SPLITS,
-  Task,
-  legal_share,
-  require_known,
-  success_rate,
-)
+from o1jax.tasks.task import SPLITS, Task, require_known, success_rate
 
 TASKS = {task.name: task for task in (Countdown, Game24, Arithmetic)}
 
@@ -23,7 +17,6 @@ __all__ = [
   "SPLITS",
   "TASKS",
   "Task",
-  "legal_share",
   "make_task",
   "success_rate",
 ]

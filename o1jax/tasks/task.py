@@ -104,18 +104,6 @@ def success_rate(
   return right / max(len(pairs), 1)
 
 
-def legal_share(
-  task: Task, problems: Sequence[Problem], texts: Sequence[str]
-) -> float:
-  """Share of legal steps over all steps of all texts; 1 for no steps."""
-  marks = [
-    mark
-    for problem, text in zip(problems, texts, strict=True)
-    for mark in task.judge_steps(problem, text)
-  ]
-  return sum(marks) / len(marks) if marks else 1.0
-
-
 def hash_rows(rows: np.ndarray, seed: int = 0) -> np.ndarray:
   """Maps rows of integers to fixed pseudo-random numbers in [0, 1).
 

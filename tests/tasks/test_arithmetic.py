@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from o1jax.tasks import legal_share, make_task, success_rate
+from o1jax.tasks import make_task, success_rate
 
 RIGHT = "47 + 85 = 132\n132 - 19 = 113"
 
@@ -29,7 +29,7 @@ def test_demonstrations_are_right(ops):
   task = make_task("arithmetic", ops=ops, num_terms=5, max_digits=4)
   pairs = task.demonstrations("optimal", rng(), 200)
   assert success_rate(task, *zip(*pairs, strict=True)) == 1.0
-  assert legal_share(task, *zip(*pairs, strict=True)) == 1.0
+  assert all(all(task.judge_steps(*pair)) for pair in pairs)
   for problem, text in pairs:
     total = problem.data["terms"][0]
     for op, term in zip(

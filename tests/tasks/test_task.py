@@ -77,16 +77,14 @@ def test_whole_numbers_are_accepted_for_fractions():
   assert make_task("countdown", heldout=0).heldout == 0
 
 
-def test_success_and_legal_share():
+def test_success_rate():
   made = make_task("countdown")
   problem = made.make_problem([3, 7, 2], 12)
   right = "3 + 7 = 10 (left: 2 10)\n10 + 2 = 12 (left: 12)"
   wrong = "3 + 7 = 11 (left: 2 11)\n11 + 2 = 13 (left: 13)"
   problems, texts = [problem] * 4, [right, wrong, "", "oh"]
   assert tasks.success_rate(made, problems, texts) == 0.25
-  assert tasks.legal_share(made, problems, texts) == 3 / 5
   assert tasks.success_rate(made, [], []) == 0.0
-  assert tasks.legal_share(made, [], []) == 1.0
 
 
 def test_the_hash_never_changes():
