@@ -294,7 +294,7 @@ def search_metrics(
     "search/solutions": len(found) / len(searched),
     "search/correct": sum(e.outcome_reward for e in found) / len(searched),
     "search/relabelled": (len(scored) - len(found)) / len(searched),
-    "search/illegal_steps": 1.0 - np.mean(legal),
+    "search/illegal_steps": 1.0 - np.mean(legal or [True]),
   }
   for name in searched[0].cost:
     costs = [one.cost[name] for one in searched]

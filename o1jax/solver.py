@@ -453,8 +453,8 @@ def over_mesh(strategy: contracts.Strategy, mesh: Mesh) -> contracts.Strategy:
   """The strategy with problems shared out over the mesh.
 
   Every device searches its own problems in loops of its own: nothing is
-  exchanged, and no device waits at a step for another. Parameters are whole on
-  each of them.
+  exchanged within a round, and rounds go on until all devices are done.
+  Parameters are whole on each of them.
   """
   batch = PartitionSpec(mesh_lib.TABLE["batch"])
   whole = PartitionSpec()
