@@ -27,14 +27,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A run of one iteration of initialization and four of search and learning.
 TINY_CONFIG = f"{ROOT}/configs/countdown.py:smoke"
-TINY_OVERRIDES = [
-  "task.options.max_number=9",
+TINY_SIZES = [
   "tokenizer.vocab_size=320",
   "tokenizer.max_digits_per_piece=1",
   "tokenizer.num_texts=200",
-  "lengths.prompt_tokens=14",
-  "lengths.step_tokens=20",
-  "lengths.row_tokens=56",
   "network.num_layers=1",
   "network.width=16",
   "network.num_heads=2",
@@ -47,7 +43,6 @@ TINY_OVERRIDES = [
   "mesh.data=2",
   "initialize.num_iterations=1",
   "initialize.num_updates=60",
-  "initialize.rows.random_play=16",
   "num_iterations=4",
   "learn.num_updates=3",
   "learn.updates_per_call=3",
@@ -63,6 +58,25 @@ TINY_OVERRIDES = [
   "evaluation.strategies=best_of_n",
   "evaluation.efforts=2",
   "checkpoint.num_samples=5",
+]
+TINY_OVERRIDES = [
+  *TINY_SIZES,
+  "task.options.max_number=9",
+  "lengths.prompt_tokens=14",
+  "lengths.step_tokens=20",
+  "lengths.row_tokens=56",
+  "initialize.rows.random_play=16",
+]
+# Chains of three numbers of one digit.
+TINY_ARITHMETIC = [
+  *TINY_SIZES,
+  "task.options.num_terms=3",
+  "task.options.max_digits=1",
+  "lengths.prompt_tokens=8",
+  "lengths.step_tokens=9",
+  "lengths.num_steps=2",
+  "lengths.row_tokens=24",
+  "initialize.rows.optimal=16",
 ]
 
 LIKELY = "12+\n"
@@ -131,6 +145,12 @@ def drawn_anew(params):
 def tiny_config(*changed: str):
   """The config of TINY_CONFIG and TINY_OVERRIDES, with further overrides."""
   return config_lib.load_config(TINY_CONFIG, [*TINY_OVERRIDES, *changed])
+
+
+def tiny_arithmetic(*changed: str):
+  """The same for arithmetic."""
+  path = f"{ROOT}/configs/arithmetic.py:smoke"
+  return config_lib.load_config(path, [*TINY_ARITHMETIC, *changed])
 
 
 def tiny_workdir(workdir: pathlib.Path, num_saves: int) -> None:

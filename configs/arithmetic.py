@@ -1,0 +1,159 @@
+"""Chains of sums and differences, digit by digit, on two CPU cores.
+
+Problems such as `470 + 85 - 9 - 613 =`, worked out from left to right, one
+operation a line. A chain has one result: there is no play to begin with and
+nothing to relabel, so the policy begins with right chains, goes on with them,
+and adds what search finds. Integers are spelled in digits, so carries have to
+be learned.
+
+  python -m o1jax.main --config=configs/arithmetic.py --workdir=runs/arithmetic
+  python -m o1jax.main --config=configs/arithmetic.py:smoke --workdir=/tmp/smoke
+
+Machine: two cores of a server CPU. Minutes and result: not measured yet. The
+smoke run takes the whole path and learns next to nothing.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg=None):
+  """Returns the config; `arg` is None or "smoke"."""
+  if arg not in (None, "smoke"):
+    raise ValueError(f"unknown argument {arg!r}: the only one is smoke")
+  config = ConfigDict()
+  config.seed = 0  # everything random derives from it
+  config.num_iterations = 30  # of search and learning
+
+  config.task = ConfigDict()
+  config.task.name = "arithmetic"  # countdown, game24 or arithmetic
+  config.task.options = ConfigDict()
+  config.task.options.num_terms = 4  # numbers of a chain
+  config.task.options.max_digits = 3  # of the longest number
+  config.task.options.ops = "+-"  # of "+" and "-", or "*" alone
+  config.task.options.heldout = 0.1  # share of multisets of terms held out
+  config.task.options.heldout_seed = 0
+
+  config.tokenizer = ConfigDict()
+  config.tokenizer.vocab_size = 320  # at most; 256 are bytes
+  config.tokenizer.max_digits_per_piece = 1  # integers are spelled
+  config.tokenizer.num_texts = 5000  # texts it is trained on
+
+  config.lengths = ConfigDict()
+  config.lengths.prompt_tokens = 17  # longest prompt
+  config.lengths.step_tokens = 15  # longest step, its end included
+  config.lengths.num_steps = 3  # steps of a solution
+  config.lengths.row_tokens = 60  # longest row to learn from
+
+  config.network = ConfigDict()
+  config.network.num_layers = 3
+  config.network.width = 96
+  config.network.num_heads = 4
+  config.network.num_kv_heads = 4
+  config.network.head_width = 24
+  config.network.ffn_width = 256
+  config.network.value_hidden_width = 64  # hidden units of the value head
+  config.network.rope_base = 100.0  # short rows: positions stay apart
+  config.network.tied_embeddings = True  # the embedding is the policy head too
+  config.network.embedding_scale = 10.0  # about the root of the width
+  config.network.number_features = True  # embeddings start from digit values
+
+  config.mesh = ConfigDict()
+  config.mesh.num_cpu_devices = 2  # virtual devices, where there is no other
+  config.mesh.data = -1  # problems and rows are shared out; -1: all devices
+  config.mesh.fsdp = 1  # as data, and weights too
+  config.mesh.tensor = 1  # weights
+
+  config.initialize = ConfigDict()
+  config.initialize.num_iterations = 2
+  config.initialize.num_updates = 400  # in each
+  config.initialize.rows = ConfigDict()  # of a batch; see o1jax/rows.py
+  config.initialize.rows.optimal = 64
+
+  config.search = ConfigDict()
+  config.search.strategy = "mcts"  # mcts, best_of_n, majority_vote or greedy
+  config.search.num_problems = 64  # new problems an iteration
+  config.search.batch_size = 64  # searched at a time
+  config.search.num_candidates = 8  # steps sampled at an expansion
+  config.search.num_expansions = 8  # at most, a problem
+  config.search.num_simulations = 128  # a problem
+  config.search.num_parallel_leaves = 1  # expansions a tree and round
+  config.search.virtual_loss = 1.0  # of a path that waits for its leaf
+  config.search.discount = 1.0  # per step
+  config.search.rule = "puct"  # puct, uct or gumbel
+  config.search.rule_options = ConfigDict()  # its constants
+  config.search.select_by = "outcome"  # outcome or visits
+  config.search.reward = "checker"  # checker or value
+  config.search.num_workers = 0  # processes that check; 0: none of their own
+  config.search.temperature = 1.0
+  config.search.top_k = 0  # 0: off
+  config.search.top_p = 1.0  # 1: off
+  config.search.min_p = 0.0  # 0: off
+  config.search.num_rollouts = 0  # continuations of every candidate
+  config.search.rollout_weight = 0.0  # of these in its value
+  config.search.memory = "tree"  # tree (shared keys and values) or tokens
+
+  config.learn = ConfigDict()
+  config.learn.num_updates = 200  # an iteration
+  config.learn.updates_per_call = 20  # of the compiled program
+  config.learn.num_microbatches = 1  # groups of rows, on each device
+  config.learn.value_coefficient = 0.25  # of the value loss
+  config.learn.average_decay = 0.995  # of the parameters that search
+  config.learn.rows = ConfigDict()  # of a batch, by kind
+  config.learn.rows.search = 8
+  config.learn.rows.expert = 16
+  config.learn.rows.optimal = 32
+  config.learn.rows.hindsight = 0  # a wrong chain solves nothing else
+  config.learn.rows.value = 8
+  config.learn.optimizer = ConfigDict()
+  config.learn.optimizer.name = "muon"  # adamw, lion or muon
+  config.learn.optimizer.learning_rate = 4e-3
+  config.learn.optimizer.warmup_updates = 100
+  config.learn.optimizer.schedule = "cosine"  # constant, linear or cosine
+  config.learn.optimizer.end_fraction = 0.01  # last rate / highest rate
+  config.learn.optimizer.weight_decay = 0.02
+  config.learn.optimizer.clip_norm = 1.0
+  config.learn.optimizer.b1 = 0.9
+  config.learn.optimizer.b2 = 0.99
+
+  config.experience = ConfigDict()
+  config.experience.max_search = 20_000  # solutions kept
+  config.experience.max_hindsight = 20_000  # relabelled solutions kept
+  config.experience.max_demonstrations = 1_000  # kept, where read from a file
+  config.experience.max_expert_per_problem = 4  # of D_expert
+  config.experience.path = ""  # JSONL of solutions to begin with
+
+  config.evaluation = ConfigDict()
+  config.evaluation.num_problems = 512  # held out
+  config.evaluation.batch_size = 512  # searched at a time
+  config.evaluation.interval = 8  # iterations between comparisons; 0: last
+  config.evaluation.strategies = ("majority_vote", "best_of_n", "mcts")
+  config.evaluation.efforts = (8,)  # budgets, in solutions' worth of tokens
+  config.evaluation.num_candidates = 4  # of tree search
+  config.evaluation.temperature = 1.0
+  config.evaluation.rule = "puct"
+  config.evaluation.rule_options = ConfigDict()
+  config.evaluation.reward = "value"  # the checker stays out of it
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.interval = 1  # iterations
+  config.checkpoint.keep_every = 8  # besides the last and the best
+  config.checkpoint.num_samples = 50  # solutions written an iteration
+
+  if arg == "smoke":
+    config.num_iterations = 2
+    config.initialize.num_iterations = 1
+    config.initialize.num_updates = 10
+    config.learn.num_updates = 5
+    config.learn.updates_per_call = 5
+    config.learn.optimizer.warmup_updates = 5
+    config.search.num_problems = 8
+    config.search.batch_size = 8
+    config.search.num_expansions = 4
+    config.search.num_simulations = 16
+    config.evaluation.num_problems = 32
+    config.evaluation.batch_size = 32
+    config.evaluation.interval = 5
+    config.evaluation.strategies = ("best_of_n", "mcts")
+    config.evaluation.efforts = (4,)
+    config.checkpoint.keep_every = 2
+  return config
