@@ -102,7 +102,6 @@ def get_config(arg=None):
   config.learn.rows.search = 8
   config.learn.rows.expert = 16
   config.learn.rows.optimal = 32
-  config.learn.rows.hindsight = 0  # a wrong chain solves nothing else
   config.learn.rows.value = 8
   config.learn.optimizer = ConfigDict()
   config.learn.optimizer.name = "muon"  # adamw, lion or muon

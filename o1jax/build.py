@@ -255,17 +255,10 @@ def evaluator_of(
     mesh_lib.check_divides(
       "evaluation.batch_size", config.evaluation.batch_size, mesh
     )
-    return Evaluator(
-      policy,
-      task,
-      mesh,
-      batch_size=config.evaluation.batch_size,
-      num_candidates=config.evaluation.num_candidates,
-      temperature=config.evaluation.temperature,
-      rule=config.evaluation.rule,
-      reward=config.evaluation.reward,
-      rule_options=config.evaluation.get("rule_options"),
-    )
+    options = config.evaluation.to_dict()
+    for name in ("num_problems", "interval", "strategies", "efforts"):
+      del options[name]
+    return Evaluator(policy, task, mesh, **options)
 
 
 def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:

@@ -224,7 +224,8 @@ def score(
     The scored solutions, and numbers: share of problems solved, solutions a
     problem, share of proposed steps that are illegal, and the search's costs.
   """
-  relabels = config.learn.rows.hindsight > 0
+  mix = config.learn.rows
+  relabels = "hindsight" in mix and mix.hindsight > 0
   scored = []
   for one in searched:
     verdicts = parts.evaluator.judge(one)
