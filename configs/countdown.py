@@ -26,7 +26,7 @@ def get_config(arg=None):
     raise ValueError(f"unknown argument {arg!r}: smoke or no_hindsight")
   config = ConfigDict()
   config.seed = 0  # everything random derives from it
-  config.num_iterations = 50  # of search and learning
+  config.num_iterations = 54  # of search and learning
 
   config.task = ConfigDict()
   config.task.name = "countdown"  # countdown, game24 or arithmetic
@@ -120,8 +120,8 @@ def get_config(arg=None):
   config.learn.rows.consequences = 6
   config.learn.rows.value = 6
   config.learn.optimizer = ConfigDict()
-  config.learn.optimizer.name = "muon"  # adamw, lion or muon
-  config.learn.optimizer.learning_rate = 4e-3
+  config.learn.optimizer.name = "adamw"  # adamw, lion or muon
+  config.learn.optimizer.learning_rate = 3e-3
   config.learn.optimizer.warmup_updates = 100
   config.learn.optimizer.schedule = "cosine"  # constant, linear or cosine
   config.learn.optimizer.end_fraction = 0.01  # last rate / highest rate
@@ -140,7 +140,7 @@ def get_config(arg=None):
   config.evaluation = ConfigDict()
   config.evaluation.num_problems = 512  # held out
   config.evaluation.batch_size = 512  # searched at a time
-  config.evaluation.interval = 13  # iterations between comparisons; 0: last
+  config.evaluation.interval = 14  # iterations between comparisons; 0: last
   config.evaluation.strategies = ("majority_vote", "best_of_n", "mcts")
   config.evaluation.efforts = (8,)  # budgets, in solutions' worth of tokens
   config.evaluation.num_candidates = 4  # of tree search
@@ -151,12 +151,17 @@ def get_config(arg=None):
 
   config.checkpoint = ConfigDict()
   config.checkpoint.interval = 1  # iterations
-  config.checkpoint.keep_every = 13  # besides the last and the best
+  config.checkpoint.keep_every = 14  # besides the last and the best
   config.checkpoint.num_samples = 50  # solutions written an iteration
 
   if arg == "no_hindsight":
     # What is left to learn from are the solutions that search finds itself, so
     # more problems are searched and all that was found is kept.
+    config.num_iterations = 50
+    config.evaluation.interval = 13
+    config.checkpoint.keep_every = 13
+    config.learn.optimizer.name = "muon"
+    config.learn.optimizer.learning_rate = 4e-3
     config.search.num_problems = 1024
     config.search.batch_size = 256
     config.learn.num_updates = 100
