@@ -89,5 +89,6 @@ def test_quickstart_runs(tmp_path, monkeypatch):
   assert "Search tree of 3 7 2 = 13" in pictures(cells["tree"])[0]
   assert "3 7 2 = 13" in printed(cells["tree"])
   accuracy, tree = pictures(cells["curves"])
-  assert "greedy accuracy" in accuracy
+  assert "Accuracy against training iterations" in accuracy
+  assert ">greedy<" in accuracy
   assert "Search tree of" in tree
