@@ -312,26 +312,35 @@ def test_killed_at_three_random_moments_it_ends_with_the_same_bits(
   rng = random.Random(4)
   saves = workdir / "checkpoints"
 
-  def num_rows():
+  def iterations():
     path = workdir / "metrics.jsonl"
-    return len(metrics.read_jsonl(path)) if path.exists() else 0
+    rows = metrics.read_jsonl(path) if path.exists() else []
+    return {row["iteration"] for row in rows}
 
-  def is_saving():
-    return any(saves.glob("unfinished-*"))
+  def unfinished():
+    return {path.name for path in saves.glob("unfinished-*")}
 
-  moments = [lambda: num_rows() >= 1, is_saving, lambda: num_rows() >= 3]
-  for moment in moments:
+  def kill_at_new(names_fn, seconds=0.0):
+    """Kills it so long after a new name is there; returns the new names."""
+    # What an earlier kill left is no sign of this process.
+    before = names_fn()
     process = subprocess.Popen(
       command(workdir, "-m", "o1jax.main"),
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
       cwd=ROOT,
     )
-    wait_for(moment, process)
-    if moment is not is_saving:
-      time.sleep(rng.uniform(0, 0.3))
+    wait_for(lambda: names_fn() - before, process)
+    time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
+    return names_fn() - before
+
+  assert kill_at_new(iterations, rng.uniform(0, 0.3))
+  # Inside a save: the checkpoint is begun and not there.
+  (name,) = kill_at_new(unfinished)
+  assert not (saves / name.removeprefix("unfinished-")).exists()
+  assert kill_at_new(iterations, rng.uniform(0, 0.3))
   done = subprocess.run(
     command(workdir, "-m", "o1jax.main"),
     capture_output=True,
