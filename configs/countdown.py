@@ -9,7 +9,9 @@ the same way (hindsight). No solver is asked.
   python -m o1jax.main --config=configs/countdown.py --workdir=runs/countdown
   python -m o1jax.main --config=configs/countdown.py:smoke --workdir=/tmp/smoke
 
-`:no_hindsight` is the same run without relabelled play and failures.
+`:no_hindsight` is the run without relabelled play and failures: it learns from
+what its own search finds, of sixteen times as many problems an iteration, with
+Muon. 37 minutes on one core (`--config.mesh.num_cpu_devices=1`), greedy 59%.
 
 Machine: two cores of a server CPU. Minutes: 15 to 20, set-up and compilation
 included. Result (one seed, 512 held-out problems, standard error 2 points):

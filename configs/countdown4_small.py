@@ -13,11 +13,11 @@ error 2 points): greedy 33%, and without the checker:
   32 solutions  38%             87% (1,056 tokens)   58% (455 tokens)
 
 So here tree search by value is above majority vote but not above best-of-N by
-value. It answers with a right solution nearly whenever it has found one; it
-finds fewer, because it reads 3 leaves of a problem for 8 solutions' tokens and 9
-for 32 (of 3,888 plays), where best-of-N reads 7 and 21 different ones. With eight
-candidates a node it spends its tokens (966) and is right for 59%, with a larger
-exploration constant for 61%; the Gumbel rule with four is at 56%.
+value. It answers with a right solution nearly whenever it has found one, but it
+finds fewer: of 3,888 plays it reads 3 for 8 solutions' tokens and 9 for 32, and
+best-of-N 7 and 21 different ones. With eight candidates a node it spends its
+tokens (966) and is right for 59%, with a larger exploration constant for 61%;
+the Gumbel rule with four is at 56%.
 """
 
 from ml_collections import ConfigDict
