@@ -13,10 +13,10 @@ the same way (hindsight). No solver is asked.
 what its own search finds, of sixteen times as many problems an iteration, with
 Muon. 37 minutes on one core (`--config.mesh.num_cpu_devices=1`), greedy 59%.
 
-Machine: two cores of a server CPU. Minutes: 15 to 20, set-up and compilation
+Machine: two cores of a server CPU. Minutes: 12 to 17, set-up and compilation
 included. Result (one seed, 512 held-out problems, standard error 2 points):
 greedy 78%, and without the checker at the tokens of 8 solutions: majority vote
-79%, best-of-8 by value 93%, MCTS by value 89% (with 112 of 160 tokens).
+75%, best-of-8 by value 89%, MCTS by value 85% (with 110 of 160 tokens).
 """
 
 from ml_collections import ConfigDict
