@@ -33,8 +33,9 @@ from o1jax.types import ProblemBatch
 
 MEMORIES = ("tree", "tokens")
 
-# Ratios of probabilities are rounded to this share of a nat.
-_PRIOR_STEPS = 2**16
+# Ratios of probabilities are rounded to one part in so many of a nat: more than
+# the last bits, less than what any test of equality allows.
+_PRIOR_STEPS = 2**17
 
 
 @struct.dataclass
