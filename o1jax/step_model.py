@@ -33,8 +33,8 @@ from o1jax.types import ProblemBatch
 
 MEMORIES = ("tree", "tokens")
 
-# Ratios of probabilities are rounded to one part in so many of a nat: more than
-# the last bits, less than what any test of equality allows.
+# Log ratios of probabilities are rounded to one part in so many of a nat: above
+# the last bits of float32, below the 1e-5 that trees are compared with.
 _PRIOR_STEPS = 2**17
 
 
