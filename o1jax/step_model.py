@@ -211,7 +211,9 @@ def make_step_model(
       num_rows=num_candidates,
       max_new_tokens=max_step_tokens,
       stop_ids=stop_ids,
-      is_active=_merge_rows(is_active),
+      is_active=jnp.repeat(
+        _merge_rows(is_active)[:, None], num_candidates, axis=1
+      ),
     )
     depth = store.depth[row, node] + 1
     is_terminal = split(rows.ended | ~rows.stopped)
@@ -466,7 +468,7 @@ def _roll_out(
     cache_lib.join([jax.tree.map(repeat, prefix), own]),
     num_rows=num_rollouts,
     stop_ids=(),
-    is_active=_merge_rows(is_open),
+    is_active=jnp.repeat(_merge_rows(is_open)[:, None], num_rollouts, axis=1),
   )
   value = network.value(params, rolled.last_hidden)
   value = jnp.where(rolled.ended, value, 0.0).mean(1)

@@ -216,6 +216,8 @@ def decode_rows(
   pad_id: int,
   controls: SamplingControls,
   is_active: jax.Array | None = None,
+  forced_tokens: jax.Array | None = None,
+  forced_lengths: jax.Array | None = None,
 ) -> DecodedRows:
   """Continues each context in G rows until each has stopped.
 
@@ -235,16 +237,20 @@ def decode_rows(
     eos_id: the token that ends a row and its solution.
     pad_id: fills rows after their end.
     controls: how to draw.
-    is_active: `[B]`; False writes nothing for the problem (length 0). None:
-      all are active.
+    is_active: `[B, G]`; False writes nothing in the row (length 0). None: all
+      are active.
+    forced_tokens: `[B, F]` tokens that all rows of a problem begin with, in
+      place of drawn ones: their behavior log-prob is 0, and no stop or end is
+      seen in them. None: nothing is forced.
+    forced_lengths: `[B]` how many of them count.
   """
   batch, width = last_hidden.shape
   if is_active is None:
-    is_active = jnp.ones((batch,), bool)
+    is_active = jnp.ones((batch, num_rows), bool)
   state = start_rows(
     make_cache(prefix, num_rows=num_rows, capacity=max_new_tokens),
     jnp.broadcast_to(last_hidden[:, None], (batch, num_rows, width)),
-    jnp.broadcast_to(is_active[:, None], (batch, num_rows)),
+    is_active,
     max_new_tokens,
     pad_id,
   )
@@ -259,6 +265,8 @@ def decode_rows(
     eos_id=eos_id,
     pad_id=pad_id,
     controls=controls,
+    forced_tokens=forced_tokens,
+    forced_lengths=forced_lengths,
   )
   suffix_keys, suffix_values = state.cache.suffix_arrays()
   return DecodedRows(
@@ -339,11 +347,14 @@ def run_rows(
   pad_id: int,
   controls: SamplingControls,
   min_alive: int = 1,
+  forced_tokens: jax.Array | None = None,
+  forced_lengths: jax.Array | None = None,
 ) -> RowState:
   """Decodes up to slot `end`, or until fewer than `min_alive` rows go on.
 
-  `uniforms` `[B, G, S]` and `next_positions` `[B]` are indexed by slot from the
-  start of the rows, so a run may be cut anywhere and taken up again.
+  `uniforms` `[B, G, S]`, `next_positions` `[B]` and `forced_tokens` `[B, F]`
+  are indexed by slot from the start of the rows, so a run may be cut anywhere
+  and taken up again.
   """
 
   def goes_on(state):
@@ -353,25 +364,40 @@ def run_rows(
     logits = network.policy_logits(params, state.hidden)
     u = jax.lax.dynamic_index_in_dim(uniforms, state.index, 2, keepdims=False)
     drawn, behavior, policy = sample_tokens(logits, u, controls)
-    state = _record(state, drawn, behavior, policy, stop_ids, eos_id, pad_id)
+    stops = _stops(drawn, stop_ids, eos_id)
+    if forced_tokens is not None:
+      # Past the last forced token the slot is clamped, and not read.
+      given = jax.lax.dynamic_index_in_dim(forced_tokens, state.index, 1)
+      is_forced = (state.index < forced_lengths)[:, None]
+      drawn = jnp.where(is_forced, given, drawn)
+      behavior = jnp.where(is_forced, 0.0, behavior)
+      policy = _pick(logits, drawn) - jax.nn.logsumexp(logits, -1)
+      stops = tuple(stop & ~is_forced for stop in stops)
+    state = _record(state, drawn, behavior, policy, stops, pad_id)
     return _advance(network, params, state, next_positions, drawn, pad_id)
 
   return jax.lax.while_loop(goes_on, body, state)
 
 
-def _record(state, drawn, behavior, policy, stop_ids, eos_id, pad_id):
+def _stops(drawn, stop_ids, eos_id):
+  """Where a solution ends, and where a row stops at a stop token."""
+  is_stop = jnp.zeros(drawn.shape, bool)
+  for stop in stop_ids:
+    is_stop = is_stop | (drawn == stop)
+  return drawn == eos_id, is_stop
+
+
+def _record(state, drawn, behavior, policy, stops, pad_id):
   """Writes the tokens drawn where rows are alive, and notes who stops."""
   alive = state.is_alive
+  is_end, is_stop = stops
 
   def put(array, new, blank):
     new = jnp.where(alive, new, blank)[:, :, None]
     return jax.lax.dynamic_update_slice(array, new, (0, 0, state.index))
 
-  is_stop = jnp.zeros(alive.shape, bool)
-  for stop in stop_ids:
-    is_stop = is_stop | (drawn == stop)
   return state.replace(
-    ended=state.ended | (alive & (drawn == eos_id)),
+    ended=state.ended | (alive & is_end),
     stopped=state.stopped | (alive & is_stop),
     lengths=state.lengths + alive,
     tokens=put(state.tokens, drawn, pad_id),

@@ -183,7 +183,7 @@ def row_keys(seeds):
 
 
 @jax.jit
-def decode(params, seeds, prompts, lengths, controls, is_active):
+def decode(params, seeds, prompts, lengths, controls, is_active, forced=None):
   prefix, last = prefix_from_prompt(NETWORK, params, prompts, lengths)
   rows = decode_rows(
     NETWORK,
@@ -199,6 +199,8 @@ def decode(params, seeds, prompts, lengths, controls, is_active):
     pad_id=PAD,
     controls=controls,
     is_active=is_active,
+    forced_tokens=None if forced is None else forced[0],
+    forced_lengths=None if forced is None else forced[1],
   )
   return prefix, rows
 
@@ -211,7 +213,7 @@ WARM = {"temperature": 1.3, "top_p": 0.9}
 def decoded():
   """Rows for all three prompts, and the full forward over the same text."""
   controls = make_controls(**WARM)
-  everyone = np.ones(B, bool)
+  everyone = np.ones((B, G), bool)
   prefix, rows = decode(
     make_params(), SEEDS, PROMPTS, LENGTHS, controls, everyone
   )
@@ -312,7 +314,7 @@ def test_keys_and_values_serve_as_the_next_prefix():
 
 def test_a_prompt_in_a_batch_is_as_alone():
   _, rows, _, _ = decoded()
-  controls, everyone = make_controls(**WARM), np.ones(B, bool)
+  controls, everyone = make_controls(**WARM), np.ones((B, G), bool)
   # The same program with the prompt in another row, among other prompts.
   for b in range(B):
     place = (b + 1) % B
@@ -334,17 +336,50 @@ def test_a_prompt_in_a_batch_is_as_alone():
     )
 
 
-def test_inactive_problems_write_nothing():
+def test_inactive_rows_write_nothing():
   _, rows, _, _ = decoded()
-  is_active = np.array([True, False, True])
+  is_active = np.ones((B, G), bool)
+  is_active[1] = False
+  is_active[2, 1:] = False
   _, some = decode(
     make_params(), SEEDS, PROMPTS, LENGTHS, make_controls(**WARM), is_active
   )
-  assert (np.asarray(some.lengths[1]) == 0).all()
-  assert (np.asarray(some.tokens[1]) == PAD).all()
-  assert not (some.ended[1] | some.stopped[1]).any()
-  for b in (0, 2):
-    np.testing.assert_array_equal(some.tokens[b], rows.tokens[b])
+  assert (np.asarray(some.lengths)[~is_active] == 0).all()
+  assert (np.asarray(some.tokens)[~is_active] == PAD).all()
+  assert not np.asarray(some.ended | some.stopped)[~is_active].any()
+  np.testing.assert_array_equal(
+    np.asarray(some.tokens)[is_active], np.asarray(rows.tokens)[is_active]
+  )
+
+
+def test_forced_tokens_come_first_and_rows_go_on_behind_them():
+  """Ends and stops among the forced tokens are not seen."""
+  forced = np.array([[STOP, 4, EOS], [5, 6, 7], [3, 3, 3]], np.int32)
+  counts = np.array([3, 1, 0], np.int32)
+  controls = make_controls(**WARM)
+  everyone = np.ones((B, G), bool)
+  arguments = (make_params(), SEEDS, PROMPTS, LENGTHS, controls, everyone)
+  _, rows = decode(*arguments, (forced, counts))
+  _, free = decode(*arguments)
+  for b, count in enumerate(counts):
+    assert (np.asarray(rows.tokens)[b, :, :count] == forced[b, :count]).all()
+    assert not np.asarray(rows.behavior_log_probs)[b, :, :count].any()
+    assert (np.asarray(rows.lengths)[b] >= count).all()
+  tokens = np.asarray(rows.tokens)
+  texts = np.zeros((B * G, P + S), np.int32)
+  ends = (LENGTHS[:, None] + np.asarray(rows.lengths)).reshape(-1)
+  for b, g in np.ndindex(B, G):
+    text = np.r_[PROMPTS[b, : LENGTHS[b]], tokens[b, g]]
+    texts[b * G + g, : len(text)] = text
+  log_probs, _ = next_token_log_probs(NETWORK, make_params(), texts, ends)
+  for b, g in np.ndindex(B, G):
+    count, first = int(rows.lengths[b, g]), LENGTHS[b] - 1
+    np.testing.assert_allclose(
+      rows.policy_log_probs[b, g, :count],
+      log_probs[b * G + g, first : first + count],
+      atol=1e-5,
+    )
+  np.testing.assert_array_equal(rows.tokens[2], free.tokens[2])
 
 
 def test_the_network_is_traced_once_and_settings_do_not_compile():
