@@ -27,7 +27,6 @@ from o1jax.policy.network import make_network
 from o1jax.policy.tokenizer import Tokenizer, train_tokenizer
 from o1jax.solver import Lengths, Policy, Solver, encode_problems
 from o1jax.tasks import make_task
-from o1jax.tasks.numbers_task import NumbersTask
 from o1jax.tasks.task import Task
 from o1jax.types import Problem, ScoredSolution
 
@@ -370,14 +369,13 @@ def _fault(solution: ScoredSolution, policy: Policy, task: Task) -> str:
     )
   if policy.tokenizer.decode(tokens) != solution.text:
     return "its tokens are of another text or tokenizer: leave them out"
-  if isinstance(task, NumbersTask):
-    try:
-      is_train = task.is_train(**problem.data)
-    except (TypeError, ValueError):
-      return f"problem.data={dict(problem.data)} is not of task {task.name!r}"
-    if not is_train:
-      return f"its problem {problem.prompt.strip()!r} is held out"
-  return ""
+  try:
+    is_train = task.is_train(problem)
+  except ValueError as error:
+    return str(error)
+  return (
+    "" if is_train else f"its problem {problem.prompt.strip()!r} is held out"
+  )
 
 
 def _check_rows(count: int, name: str, config: Any, mesh: Mesh) -> None:

@@ -20,7 +20,6 @@ from o1jax import config as config_lib
 from o1jax import drawing, evaluation, load
 from o1jax import mesh as mesh_lib
 from o1jax.solver import Solver, tree_record
-from o1jax.tasks.countdown import Countdown
 from o1jax.tree_drawing import render_tree_text
 from o1jax.types import Problem, Verdict
 
@@ -145,21 +144,11 @@ def solutions_worth(effort: str | int) -> int:
 
 
 def _check_learned(trained: load.Trained, problem: Problem) -> None:
-  """Raises ValueError: the policy has never seen problems of this size."""
+  """Raises ValueError: the policy has never seen problems of this kind."""
   task, shown = trained.task, problem.prompt.strip()
-  if isinstance(task, Countdown):
-    numbers, target = problem.data["numbers"], problem.data["target"]
-    inside = [task.min_number <= n <= task.max_number for n in numbers]
-    if (
-      len(numbers) != task.num_numbers
-      or not all(inside)
-      or not task.min_target <= target <= task.max_target
-    ):
-      raise ValueError(
-        f"this policy was trained on {task.num_numbers} numbers from "
-        f"{task.min_number} to {task.max_number} with targets from "
-        f"{task.min_target} to {task.max_target}: it cannot solve {shown!r}"
-      )
+  unlike = task.unlike_training(problem)
+  if unlike is not None:
+    raise ValueError(f"{unlike}: this policy cannot solve {shown!r}")
   longest = trained.policy.lengths.prompt_tokens
   if len(trained.policy.tokenizer.encode(problem.prompt)) > longest:
     raise ValueError(

@@ -12,7 +12,8 @@ from o1jax import build, jsonl
 from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 from o1jax.rows import demonstration
-from policies import tiny_config
+from o1jax.tasks import make_task
+from policies import tiny_config, tiny_policy
 
 CONFIGS = sorted(
   (pathlib.Path(__file__).resolve().parent.parent / "configs").glob("*.py")
@@ -136,6 +137,22 @@ def test_solutions_of_a_file_must_fit_the_run(parts, tmp_path):
     row.pop(name, None)
   path.write_text(json.dumps(row))
   assert len(build.first_experience(config, policy, task)) == 1
+
+
+def test_solutions_of_every_task_must_be_of_training_problems(tmp_path):
+  path = tmp_path / "solutions.jsonl"
+  arithmetic = make_task("arithmetic")
+  rng = np.random.default_rng(0)
+  ((problem, text),) = arithmetic.demonstrations("optimal", rng, 1)
+  policy = tiny_policy()
+  good = demonstration(policy, problem, text, policy.tokenizer.encode(text))
+  config = tiny_config(f"experience.path={path}")
+  jsonl.write_solutions(path, [good])
+  assert len(build.first_experience(config, policy, arithmetic)) == 1
+  heldout = arithmetic.heldout_problems(1)[0]
+  jsonl.write_solutions(path, [dataclasses.replace(good, problem=heldout)])
+  with pytest.raises(config_lib.UserError, match="is held out"):
+    build.first_experience(config, policy, arithmetic)
 
 
 def test_a_tokenizer_that_cannot_be_written_leaves_nothing(

@@ -15,7 +15,7 @@ from o1jax.policy import pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEARNED = (
-  "this policy was trained on 3 numbers from 1 to 20 with targets from 10 to 99"
+  "training problems have 3 numbers from 1 to 20 and targets from 10 to 99"
 )
 MAX_BYTES = 4 * 10**6
 
@@ -110,7 +110,11 @@ def test_problems_that_cannot_be_solved_end_with_one_line():
     ("3 7 two = 13", "low", "3 7 two = 13"),
     ("1 1 1 = 99", "low", "no solution"),
     ("1 2 3 4 5 6 7 8 9 10 11 12 13 14 = 100", "low", "14 numbers"),
-    ("3 7 2 1 = 13", "low", f"{LEARNED}: it cannot solve '3 7 2 1 = 13'"),
+    (
+      "3 7 2 1 = 13",
+      "low",
+      f"{LEARNED}: this policy cannot solve '3 7 2 1 = 13'",
+    ),
     ("3 10 = 13", "low", LEARNED),
     ("3 7 25 = 46", "low", LEARNED),
     ("3 2 2 = 7", "low", LEARNED),

@@ -87,6 +87,31 @@ class Arithmetic:
     """The first n of one fixed list of distinct held-out problems."""
     return task.distinct_heldout(self, n)
 
+  def is_train(self, problem: Problem) -> bool:
+    """Whether a problem may be trained on.
+
+    Raises:
+      ValueError: the data of the problem is not of this task.
+    """
+    try:
+      return self._allows(**problem.data)
+    except (TypeError, ValueError, OverflowError) as error:
+      raise task.foreign_data(problem, self.name) from error
+
+  def unlike_training(self, problem: Problem) -> str | None:
+    """What training problems are, where this one is unlike them."""
+    terms, ops = problem.data["terms"], problem.data["ops"]
+    if (
+      len(terms) == self.num_terms
+      and max(terms) < 10**self.max_digits
+      and set(ops) <= set(self.ops)
+    ):
+      return None
+    return (
+      f"training problems have {self.num_terms} numbers of at most "
+      f"{self.max_digits} digits, joined by {' or '.join(self.ops)}"
+    )
+
   def make_problem(self, terms: list[int], ops: list[str]) -> Problem:
     """The record of a chain `terms[0] ops[0] terms[1] ...`."""
     words = [str(terms[0])]
@@ -185,6 +210,11 @@ class Arithmetic:
     digits = rng.integers(1, self.max_digits + 1, (n, self.num_terms))
     low = np.where(digits == 1, 0, 10 ** (digits - 1))
     return rng.integers(low, 10**digits)
+
+  def _allows(self, terms: list[int], ops: list[str]) -> bool:
+    if len(terms) != len(ops) + 1:
+      raise ValueError(f"{len(terms)} numbers with {len(ops)} operators")
+    return not self._is_heldout(np.array([terms]))[0]
 
   def _is_heldout(self, terms: np.ndarray) -> np.ndarray:
     ordered = np.sort(terms, axis=1)

@@ -114,11 +114,26 @@ class Countdown(NumbersTask):
     heldout, train = self._target_split
     return heldout if split == "heldout" and heldout.size else train
 
-  def is_train(self, numbers: Sequence[int], target: int) -> bool:
-    """Whether a problem may be trained on."""
+  def allows(self, numbers: Sequence[int], target: int) -> bool:
+    """Whether the problem of these may be trained on."""
     if self._is_heldout(np.array([numbers]))[0]:
       return False
     return bool(np.isin(target, self.targets("train")))
+
+  def unlike_training(self, problem: Problem) -> str | None:
+    """What training problems are, where this one is outside their ranges."""
+    numbers, target = problem.data["numbers"], problem.data["target"]
+    if (
+      len(numbers) == self.num_numbers
+      and self.min_number <= min(numbers) <= max(numbers) <= self.max_number
+      and self.min_target <= target <= self.max_target
+    ):
+      return None
+    return (
+      f"training problems have {self.num_numbers} numbers from "
+      f"{self.min_number} to {self.max_number} and targets from "
+      f"{self.min_target} to {self.max_target}"
+    )
 
   def make_problem(self, numbers: list[int], target: int) -> Problem:
     """The record of a problem; its id ignores the order of the numbers."""

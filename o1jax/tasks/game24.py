@@ -81,9 +81,20 @@ class Game24(NumbersTask):
     """24, in every split."""
     return np.array([TARGET])
 
-  def is_train(self, numbers: Sequence[int], target: int) -> bool:
-    """Whether a problem may be trained on."""
-    return target == TARGET and not self._is_heldout(np.array([numbers]))[0]
+  def allows(self, numbers: Sequence[int], target: int) -> bool:
+    """Whether the problem of these may be trained on."""
+    is_heldout = self._is_heldout(np.array([numbers]))[0]
+    return target == TARGET and not is_heldout
+
+  def unlike_training(self, problem: Problem) -> str | None:
+    """What training problems are, where this one has other numbers."""
+    low, high = 1, MAX_NUMBER
+    if self.games_file:
+      low, high = int(self.games.min()), int(self.games.max())
+    numbers = problem.data["numbers"]
+    if low <= min(numbers) <= max(numbers) <= high:
+      return None
+    return f"training problems have numbers from {low} to {high}"
 
   def make_problem(self, numbers: list[int], target: int = TARGET) -> Problem:
     """The record of a game; its id ignores the order of the numbers.

@@ -44,8 +44,8 @@ class NumbersTask:
     """The targets that a split allows, ascending."""
     raise NotImplementedError
 
-  def is_train(self, numbers: Sequence[int], target: int) -> bool:
-    """Whether a problem may be trained on."""
+  def allows(self, numbers: Sequence[int], target: int) -> bool:
+    """Whether the problem of these may be trained on."""
     raise NotImplementedError
 
   def make_problem(self, numbers: list[int], target: int) -> Problem:
@@ -66,6 +66,17 @@ class NumbersTask:
     task.require_known("split", split, task.SPLITS)
     numbers, targets, _ = self._draw_solved(rng, n, split)
     return self._problems(numbers, targets)
+
+  def is_train(self, problem: Problem) -> bool:
+    """Whether a problem may be trained on.
+
+    Raises:
+      ValueError: the data of the problem is not of this task.
+    """
+    try:
+      return self.allows(**problem.data)
+    except (TypeError, ValueError, OverflowError) as error:
+      raise task.foreign_data(problem, self.name) from error
 
   def heldout_problems(self, n: int) -> list[Problem]:
     """The first n of one fixed list of distinct held-out problems."""
@@ -141,7 +152,7 @@ class NumbersTask:
       return None
     target = int(reached)
     verdict = numbers_text.check_text(numbers, target, text, self.integers_only)
-    if not (verdict.is_correct and self.is_train(numbers, target)):
+    if not (verdict.is_correct and self.allows(numbers, target)):
       return None
     return self.make_problem(list(numbers), target)
 

@@ -62,6 +62,22 @@ class Task(Protocol):
     """Reads a problem as a user types it; ValueError says what is wrong."""
     ...
 
+  def is_train(self, problem: Problem) -> bool:
+    """Whether a problem may be trained on: none that is held out may.
+
+    Raises:
+      ValueError: the data of the problem is not of this task.
+    """
+    ...
+
+  def unlike_training(self, problem: Problem) -> str | None:
+    """What training problems are, as a sentence, where this one is unlike.
+
+    None for a problem of the kind that the policy learned. A held-out problem
+    is of that kind.
+    """
+    ...
+
   def check(self, problem: Problem, text: str) -> Verdict:
     """Judges a solution text; never raises, whatever the text."""
     ...
@@ -145,6 +161,13 @@ def require_fraction(name: str, value: float) -> None:
   """Raises ValueError where an option is not in [0, 1)."""
   if not 0.0 <= value < 1.0:
     raise ValueError(f"{name}={value} is not in [0, 1)")
+
+
+def foreign_data(problem: Problem, name: str) -> ValueError:
+  """The error about a problem whose data is not of the task `name`."""
+  return ValueError(
+    f"problem.data={dict(problem.data)} is not of task {name!r}"
+  )
 
 
 def distinct_heldout(task: Task, n: int) -> list[Problem]:

@@ -209,7 +209,7 @@ def test_demonstrations_with_options(kind, options):
   if kind != "random_play":
     assert success_rate(task, problems, texts) == 1.0
   for problem in problems:
-    assert task.is_train(problem.data["numbers"], problem.data["target"])
+    assert task.is_train(problem)
   assert pairs == task.demonstrations(kind, rng(), 200)
   assert pairs != task.demonstrations(kind, rng(1), 200)
 

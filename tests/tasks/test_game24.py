@@ -109,6 +109,14 @@ def test_bad_files(tmp_path, content, message):
     make_task("game24", games_file=str(path))
 
 
+def test_training_problems_of_a_file_have_its_numbers(public):
+  low, high = public.games.min(), public.games.max()
+  made = public.make_problem
+  assert public.unlike_training(made([int(low)] * 3 + [int(high)])) is None
+  unlike = public.unlike_training(made([1, 1, 1, int(high) + 1]))
+  assert unlike == f"training problems have numbers from {low} to {high}"
+
+
 def test_missing_file_and_empty_split(tmp_path):
   with pytest.raises(ValueError, match="No such file"):
     make_task("game24", games_file=str(tmp_path / "none.jsonl"))

@@ -1,6 +1,7 @@
 """What all tasks have in common, and making them by name."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ def test_every_task_keeps_the_interface(name):
       assert problem.task == name and problem.id.startswith(f"{name}/")
       assert problem.prompt.endswith("\n")
       assert made.parse(problem.prompt).prompt == problem.prompt
+      assert made.is_train(problem) == (split == "train")
+      assert made.unlike_training(problem) is None
   assert made.corpus(rng, 9)
   for kind in made.demonstration_kinds:
     for problem, text in made.demonstrations(kind, rng, 5):
@@ -49,6 +52,63 @@ def _assert_consequences(made):
           assert tails.setdefault((left, head), tail) == tail
         left = line.rpartition("(left: ")[2].rstrip(")") if has_left else ""
   assert sum(seen) > 20
+
+
+@pytest.mark.parametrize("name", sorted(tasks.TASKS))
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda data: {},
+    lambda data: {"x": 1},
+    lambda data: data | {"more": 1},
+    lambda data: data | dict.fromkeys(("numbers", "terms")),
+    lambda data: dict.fromkeys(data, "ab"),
+    lambda data: dict.fromkeys(data, {}),
+    lambda data: dict.fromkeys(data, [[1, 2], 3]),
+    lambda data: {key: [10**30] * (3 - (key == "ops")) for key in data},
+  ],
+)
+def test_data_of_no_problem_is_refused(name, change):
+  made = make_task(name)
+  (problem,) = made.sample_problems(np.random.default_rng(0), 1)
+  foreign = dataclasses.replace(problem, data=change(dict(problem.data)))
+  with pytest.raises(ValueError, match=f"is not of task '{name}'") as raised:
+    made.is_train(foreign)
+  assert "problem.data={" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  "name, options, text, message",
+  [
+    (
+      "countdown",
+      {},
+      "3 7 2 1 = 13",
+      "training problems have 3 numbers from 1 to 20 and targets from 10 to 99",
+    ),
+    ("countdown", {"max_number": 6}, "3 7 2 = 13", "from 1 to 6"),
+    ("countdown", {"min_number": 3}, "3 7 2 = 13", "from 3 to 20"),
+    ("countdown", {"max_target": 12}, "3 7 2 = 13", "targets from 10 to 12"),
+    ("countdown", {"min_target": 14}, "3 7 2 = 13", "targets from 14 to 99"),
+    ("countdown", {}, "3 7 2 = 13", None),
+    ("game24", {}, "1 1 24 1", "training problems have numbers from 1 to 13"),
+    ("game24", {}, "1 1 4 6", None),
+    (
+      "arithmetic",
+      {},
+      "1 + 2",
+      "training problems have 3 numbers of at most 2 digits, joined by + or -",
+    ),
+    ("arithmetic", {}, "1 + 2 - 100", "at most 2 digits"),
+    ("arithmetic", {"ops": "+"}, "1 + 2 - 3", "joined by +"),
+    ("arithmetic", {}, "1 + 2 - 99", None),
+  ],
+)
+def test_problems_unlike_training_are_told(name, options, text, message):
+  made = make_task(name, **options)
+  unlike = made.unlike_training(made.parse(text))
+  assert (unlike is None) == (message is None)
+  assert message is None or message in unlike
 
 
 @pytest.mark.parametrize(
