@@ -19,12 +19,12 @@ PACKAGE = ROOT / "o1jax"
 
 # A module imports from its own floor and from lower ones, without cycles.
 FLOORS = (
-  "types mesh metrics checkpoint config jsonl records drawing",
+  "types mesh metrics checkpoint config jsonl records drawing calibration",
   "tasks policy reward search learning experience",
   "step_model",
-  "solver evaluation report tree_drawing rows build load",
+  "solver evaluation report tree_drawing rows build load studies",
   "iterate",
-  "main evaluate solve export",
+  "main evaluate solve export study",
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 

@@ -1,0 +1,126 @@
+"""What the cells of a study share: policy, problems, compiled searches."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from o1jax import build, config, jsonl, load
+from o1jax import mesh as mesh_lib
+from o1jax.solver import Searched, Solver, encode_problems
+from o1jax.types import Problem, Verdict
+
+# Groups of the config that say what a policy computes and who checks it.
+_GROUPS = ("task", "network", "lengths")
+
+
+class Context:
+  """A trained policy on fixed problems; a search is compiled once.
+
+  Attributes:
+    trained: the policy.
+    problems: what every cell is measured on.
+    evaluation: options of the config's `evaluation`.
+  """
+
+  def __init__(self, trained: load.Trained, problems: Sequence[Problem]):
+    """Prepares; nothing compiles before the first search.
+
+    Args:
+      trained: the policy.
+      problems: one or more.
+
+    Raises:
+      ValueError: a problem that is too long.
+    """
+    encode_problems(trained.policy, problems)
+    self.trained = trained
+    self.problems = tuple(problems)
+    self.evaluation = trained.config.evaluation.to_dict()
+    self.judge_one = build.evaluator_of(
+      trained.config, trained.policy, trained.task, trained.mesh
+    ).judge
+    # No larger than the problems need: a short batch is padded and searched.
+    ways = mesh_lib.batch_ways(trained.mesh)
+    needed = ways * math.ceil(len(problems) / ways)
+    self._batch_size = min(self.evaluation["batch_size"], needed)
+    self._solvers: dict[str, Solver] = {}
+    self._warm: set[str] = set()
+    self._last: tuple[Any, Any] = (None, None)
+
+  def solver(self, options: Mapping[str, Any]) -> Solver:
+    """The search of these options, made once.
+
+    Args:
+      options: of `Solver`, without policy, task, mesh and batch size.
+
+    Raises:
+      ValueError: an unknown option, or options that do not fit.
+    """
+    key = _text_of(options)
+    if key not in self._solvers:
+      trained = self.trained
+      self._solvers[key] = Solver(
+        trained.policy,
+        task=trained.task,
+        mesh=trained.mesh,
+        batch_size=self._batch_size,
+        **options,
+      )
+    return self._solvers[key]
+
+  def search(
+    self, options: Mapping[str, Any], seed: int
+  ) -> tuple[list[Searched], float]:
+    """Searches all problems; the last search is remembered.
+
+    Returns:
+      The searches and their seconds, compilation not among them.
+    """
+    key = (_text_of(options), seed)
+    if key != self._last[0]:
+      solver, params = self.solver(options), self.trained.params
+      if key[0] not in self._warm:
+        solver(params, jax.random.key(seed), self.problems[:1])
+        self._warm.add(key[0])
+      start = time.monotonic()
+      searched = solver(params, jax.random.key(seed), self.problems)
+      self._last = (key, (searched, time.monotonic() - start))
+    return self._last[1]
+
+  def judge(self, searched: Searched) -> list[Verdict]:
+    """The verdict on each solution; one that was cut off is not correct."""
+    return self.judge_one(searched)
+
+  def identity(self) -> dict[str, str]:
+    """Hashes of all that results depend on besides the cell."""
+    trained = self.trained
+    policy = hashlib.sha256(trained.policy.tokenizer.to_bytes())
+    fields = config.flatten(trained.config.to_dict())
+    for name in sorted(fields):
+      if name.startswith(tuple(f"{group}." for group in _GROUPS)):
+        policy.update(f"{name}={fields[name]!r}\n".encode())
+    leaves = jax.tree_util.tree_leaves_with_path(trained.params)
+    for path, leaf in leaves:
+      array = np.asarray(jax.device_get(leaf))
+      kind = f"{jax.tree_util.keystr(path)} {array.dtype}{array.shape}"
+      policy.update(kind.encode())
+      policy.update(array.tobytes())
+    problems = hashlib.sha256()
+    for problem in self.problems:
+      problems.update(_text_of(jsonl.problem_row(problem)).encode())
+    return {"policy": policy.hexdigest(), "problems": problems.hexdigest()}
+
+  def close(self) -> None:
+    """Ends the processes that check."""
+    for solver in self._solvers.values():
+      solver.close()
+
+
+def _text_of(value: Any) -> str:
+  return json.dumps(value, sort_keys=True, allow_nan=False)

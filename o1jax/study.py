@@ -1,0 +1,111 @@
+"""Runs a study of a trained policy: a grid of cells, a table and a figure.
+
+  python -m o1jax.study --study=search --workdir=runs/countdown
+  python -m o1jax.study --study=search --workdir=runs/countdown --seeds=5
+  python -m o1jax.study --study=guidance --workdir=runs/countdown
+
+Each cell is kept as soon as it is measured, in W/studies/<name>/, and is not
+measured again for the same policy and problems: run again, a study goes on.
+"""
+
+import pathlib
+
+from absl import flags
+
+from o1jax import build, load, studies
+from o1jax import config as config_lib
+from o1jax import mesh as mesh_lib
+from o1jax.studies import runner
+from o1jax.studies.context import Context
+from o1jax.tasks.task import require_known
+
+
+def define_flags() -> None:
+  """Defines what the command line takes; `main` reads it."""
+  flags.DEFINE_string("study", None, f"One of {', '.join(studies.STUDIES)}.")
+  flags.DEFINE_string("workdir", None, "Folder of the run.")
+  flags.DEFINE_integer("iteration", None, "A saved one; the last by default.")
+  flags.DEFINE_integer("seeds", 3, "Seeds that each cell is measured with.")
+  flags.DEFINE_integer("num_problems", 256, "Held out.")
+  flags.DEFINE_list(
+    "only", [], "Settings of the cells to measure, as strategy=mcts,effort=8."
+  )
+  flags.DEFINE_integer("max_cells", None, "Most cells to measure now.")
+  flags.DEFINE_string(
+    "compilation_cache", "~/.cache/o1jax/jax", "Keeps compiled programs."
+  )
+
+
+def main(argv: list[str]) -> None:
+  """Reads the flags and runs the study."""
+  values = flags.FLAGS
+  if len(argv) > 1:
+    raise config_lib.UserError(f"unknown argument {argv[1]!r}")
+  for name, example in (("study", "search"), ("workdir", "runs/countdown")):
+    if values[name].value is None:
+      raise config_lib.UserError(f"--{name} is missing: --{name}={example}")
+  for name in ("seeds", "num_problems", "max_cells"):
+    if values[name].value is not None and values[name].value < 1:
+      raise config_lib.UserError(f"--{name}={values[name].value} is below 1")
+  with config_lib.user_input():
+    require_known("study", values.study, list(studies.STUDIES))
+  mesh_lib.enable_compilation_cache(values.compilation_cache)
+  workdir = pathlib.Path(values.workdir)
+  mesh = build.evaluation_devices(config_lib.config_of_workdir(workdir))
+  trained = load.from_workdir(workdir, values.iteration, mesh)
+  print(
+    run(
+      studies.STUDIES[values.study],
+      trained,
+      workdir / "studies" / values.study,
+      num_seeds=values.seeds,
+      num_problems=values.num_problems,
+      only=values.only,
+      max_cells=values.max_cells,
+    ),
+    end="",
+  )
+
+
+def run(
+  study: studies.Study,
+  trained: load.Trained,
+  folder: pathlib.Path,
+  *,
+  num_seeds: int,
+  num_problems: int,
+  only: list[str] = (),
+  max_cells: int | None = None,
+) -> str:
+  """Measures what is missing, writes table and figure, returns the table.
+
+  Raises:
+    UserError: what cannot be measured, before anything is; or a folder that
+      cannot be written.
+  """
+  with config_lib.user_input():
+    problems = trained.task.heldout_problems(num_problems)
+    context = Context(trained, problems)
+    with config_lib.writing(folder):
+      measured, num_missing = runner.run(
+        study,
+        context,
+        folder,
+        num_seeds=num_seeds,
+        only=only,
+        max_cells=max_cells,
+      )
+      context.close()
+      caption = (
+        f"Study {study.name}: {trained.task.name}, iteration "
+        f"{trained.iteration}, {num_problems} held-out problems, seeds 0 to "
+        f"{num_seeds - 1}; intervals are 95% bootstrap over problems."
+      )
+      if num_missing:
+        caption += f" {num_missing} cells are not measured yet."
+      return runner.show(study, measured, folder, caption)
+
+
+if __name__ == "__main__":
+  define_flags()
+  config_lib.run(main)

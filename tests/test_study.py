@@ -1,0 +1,592 @@
+"""Studies: cells kept by content, tables by hand, one compilation a search."""
+
+import dataclasses
+import functools
+import json
+import math
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from o1jax import config as config_lib
+from o1jax import load, studies, study
+from o1jax import mesh as mesh_lib
+from o1jax.evaluation import bootstrap_interval
+from o1jax.solver import FoundSolution, Searched, Solver
+from o1jax.studies import context as context_lib
+from o1jax.studies import guidance, runner, search
+from o1jax.studies.context import Context
+from o1jax.studies.study import Measured, Study, markdown_table
+from o1jax.types import Problem, Verdict
+from policies import (
+  ROOT,
+  ToyTask,
+  tiny_config,
+  tiny_params,
+  tiny_policy,
+  tiny_workdir,
+)
+
+PROBLEMS = 6
+
+
+# Cells kept by content.
+
+
+def toy_study(log, stops_at=None, version="1"):
+  """A study without a policy: results are functions of the cell."""
+
+  def measure(context, cell):
+    if len(log) == stops_at:
+      raise KeyboardInterrupt
+    log.append((cell["strategy"], cell["seed"]))
+    rng = np.random.default_rng([len(cell["strategy"]), cell["seed"]])
+    return {"right": rng.random(5) < 0.5, "seconds": rng.random()}
+
+  def check(context, cell):
+    if cell["strategy"] == context.refused:
+      raise ValueError(f"{cell['strategy']} is refused")
+
+  def make_table(measured):
+    rows = [
+      (str(cell["strategy"]), str(cell["seed"]), repr(result))
+      for cell, result in measured
+    ]
+    return markdown_table(("strategy", "seed", "result"), rows)
+
+  return Study(
+    name="toy",
+    version=version,
+    make_cells=lambda context, num_seeds: [
+      {"strategy": name, "effort": effort, "seed": seed}
+      for seed in range(num_seeds)
+      for name, effort in (("greedy", 1), ("mcts", 4), ("best_of_n", 4))
+    ],
+    check=check,
+    measure=measure,
+    make_table=make_table,
+    draw=lambda measured: None,
+  )
+
+
+class ToyContext:
+  """A policy and problems, by name alone."""
+
+  def __init__(self, policy="p", problems="q", refused=""):
+    self.names = {"policy": policy, "problems": problems}
+    self.refused = refused
+
+  def identity(self):
+    return self.names
+
+
+def table_of(toy, folder, context=None, num_seeds=2, **options):
+  """Runs a toy study; its table and how many cells have no result."""
+  measured, num_missing = runner.run(
+    toy, context or ToyContext(), folder, num_seeds=num_seeds, **options
+  )
+  return runner.show(toy, measured, folder, "Toy."), num_missing
+
+
+def test_a_killed_study_goes_on_and_ends_with_the_same_table(tmp_path):
+  log = []
+  whole, num_missing = table_of(toy_study(log), tmp_path / "whole")
+  assert len(log) == 6 and num_missing == 0
+  log = []
+  with pytest.raises(KeyboardInterrupt):
+    table_of(toy_study(log, stops_at=4), tmp_path / "killed")
+  assert len(log) == 4
+  resumed, _ = table_of(toy_study(log), tmp_path / "killed")
+  assert len(log) == len(set(log)) == 6
+  assert resumed == whole
+  # Nothing is left to measure.
+  again, _ = table_of(toy_study([], stops_at=0), tmp_path / "killed")
+  assert again == whole
+  assert (tmp_path / "killed" / "table.md").read_text() == whole
+  # More seeds are measured beside those that are there.
+  table_of(toy_study(log), tmp_path / "killed", num_seeds=3)
+  assert len(log) == 9 and {seed for _, seed in log[6:]} == {2}
+
+
+@pytest.mark.parametrize(
+  "changed", [dict(policy="other"), dict(problems="other"), dict(version="2")]
+)
+def test_what_results_depend_on_is_part_of_their_key(tmp_path, changed):
+  log = []
+  before, _ = table_of(toy_study(log), tmp_path)
+  version = changed.pop("version", "1")
+  table_of(toy_study(log, version=version), tmp_path, ToyContext(**changed))
+  assert len(log) == 12
+  # The old results stay.
+  assert table_of(toy_study([], stops_at=0), tmp_path)[0] == before
+
+
+def test_damaged_and_foreign_results_are_measured_anew(tmp_path, capsys):
+  log = []
+  whole, _ = table_of(toy_study(log), tmp_path)
+  paths = sorted(tmp_path.glob("*.json"))
+  assert len(paths) == 6
+  content = paths[0].read_text()
+  paths[0].write_text(content[: len(content) // 2])
+  # One digit of a result; still JSON.
+  record = json.loads(paths[1].read_text())
+  record["result"]["seconds"] += 1
+  paths[1].write_text(json.dumps(record))
+  shutil.copy(paths[3], paths[2])
+  paths[4].write_text("[]")
+  (tmp_path / "notes.json").write_text("mine")
+  del log[:]
+  assert table_of(toy_study(log), tmp_path)[0] == whole
+  assert len(log) == 4
+  error = capsys.readouterr().err
+  assert error.count("is damaged: it counts as not measured") == 4
+  assert all(path.name in error for path in (*paths[:3], paths[4]))
+  assert (tmp_path / "notes.json").read_text() == "mine"
+
+
+def test_some_cells_can_be_measured_first(tmp_path):
+  log = []
+  _, num_missing = table_of(
+    toy_study(log), tmp_path, only=["strategy=mcts", "seed=1"]
+  )
+  assert log == [("mcts", 1)] and num_missing == 5
+  table, num_missing = table_of(
+    toy_study(log), tmp_path, only=["effort=4"], max_cells=2
+  )
+  assert log[1:] == [("mcts", 0), ("best_of_n", 0)] and num_missing == 3
+  # What was measured before is shown as well.
+  assert table.count("right") == 3
+  table_of(
+    toy_study(log), tmp_path, only=["strategy=greedy", "strategy=best_of_n"]
+  )
+  assert log[3:] == [("greedy", 0), ("greedy", 1), ("best_of_n", 1)]
+
+
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ("strategy=mtcs", "unknown strategy 'mtcs': did you mean 'mcts'?"),
+    ("stratgy=mcts", "unknown setting 'stratgy': did you mean 'strategy'?"),
+    ("seed=7", "unknown seed '7': known: 0, 1"),
+    ("mcts", "unknown setting 'mcts'"),
+  ],
+)
+def test_what_no_cell_has_is_refused_with_the_nearest(tmp_path, text, words):
+  with pytest.raises(ValueError) as error:
+    table_of(toy_study([]), tmp_path, only=["effort=4", text])
+  assert words in str(error.value) and "\n" not in str(error.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_every_cell_is_checked_before_the_first_is_measured(tmp_path):
+  log, context = [], ToyContext(refused="best_of_n")
+  with pytest.raises(ValueError, match="best_of_n is refused"):
+    table_of(toy_study(log), tmp_path, context)
+  assert not log
+  # It is not asked for.
+  table_of(toy_study(log), tmp_path, context, only=["strategy=mcts"])
+  assert len(log) == 2
+
+
+# The study of strategies.
+
+
+@pytest.fixture(scope="module")
+def trained():
+  return load.Trained(
+    config=tiny_config(),
+    task=ToyTask(num_numbers=3, min_number=1, max_number=9),
+    policy=tiny_policy(),
+    params=mesh_lib.replicate(tiny_params(), mesh_lib.make_mesh({})),
+    mesh=mesh_lib.make_mesh({}),
+    iteration=3,
+  )
+
+
+@pytest.fixture(scope="module")
+def toy_context(trained):
+  return Context(trained, trained.task.heldout_problems(PROBLEMS))
+
+
+@pytest.fixture
+def small(monkeypatch):
+  """One budget, two seeds."""
+  monkeypatch.setattr(search, "EFFORTS", (2,))
+  return dict(num_seeds=2)
+
+
+def test_the_grid_holds_every_strategy_at_every_budget(toy_context):
+  cells = search.make_cells(toy_context, 2)
+  assert all(json.loads(json.dumps(cell)) == cell for cell in cells)
+  texts = [json.dumps(cell, sort_keys=True) for cell in cells]
+  assert len(set(texts)) == len(texts)
+  counts = {name: 0 for name in search.VARIANTS}
+  for cell in cells:
+    counts[cell["name"]] += 1
+    search.check(toy_context, cell)
+  rewarded = len(search.EFFORTS) * len(search.REWARDS) * 2
+  assert counts == {
+    "greedy": 1,
+    "majority_vote": len(search.EFFORTS) * 2,
+    "best_of_n": rewarded,
+    "mcts": rewarded,
+  }
+  assert len(search.EFFORTS) == 4
+  efforts = {c["num_candidates"] for c in cells if c["name"] == "best_of_n"}
+  assert efforts == set(search.EFFORTS)
+
+
+def test_a_search_is_compiled_once_for_all_seeds(trained, small, tmp_path):
+  made, calls = [], []
+
+  class Counted(Solver):
+    def __init__(self, policy, **options):
+      made.append(options)
+      super().__init__(policy, **options)
+
+    def __call__(self, params, key, problems, **options):
+      calls.append((self, len(problems)))
+      return super().__call__(params, key, problems, **options)
+
+  folder = tmp_path / "study"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(context_lib, "Solver", Counted)
+    table = study.run(
+      search.STUDY,
+      trained,
+      folder,
+      num_problems=PROBLEMS,
+      only=["name=best_of_n", "name=greedy"],
+      **small,
+    )
+  # Greedy; best-of-N with either reward.
+  assert len(made) == 3
+  sizes = [[n for s, n in calls if s is one] for one in {s for s, _ in calls}]
+  assert sorted(sizes) == [[1, 6], [1, 6, 6], [1, 6, 6]]
+  # Four problems at a time, as the config says; never more than are needed.
+  assert {options["batch_size"] for options in made} == {4}
+  # Majority vote and trees, with two seeds.
+  assert "6 cells are not measured yet" in table
+  svg = (folder / "figure.svg").read_text()
+  assert "the learned value as reward" in svg and "best of n" in svg
+  again = study.run(
+    dataclasses.replace(search.STUDY, measure=None),
+    trained,
+    folder,
+    num_problems=PROBLEMS,
+    max_cells=1,
+    only=["name=best_of_n"],
+    **small,
+  )
+  assert again == table == (folder / "table.md").read_text()
+
+
+def test_a_cell_measures_what_the_search_answers(trained, toy_context):
+  cell = {"name": "any", "effort": 2, "seed": 5, "reward": "checker"}
+  cell |= {"strategy": "best_of_n", "num_candidates": 2, "temperature": 1.0}
+  found = search.measure(toy_context, cell)
+  solver = Solver(
+    trained.policy,
+    strategy="best_of_n",
+    num_candidates=2,
+    reward="checker",
+    batch_size=4,
+    mesh=trained.mesh,
+    task=trained.task,
+  )
+  searches = solver(
+    trained.params, jax.random.key(5), list(toy_context.problems)
+  )
+  selected, covered = [], []
+  for one in searches:
+    right = [
+      s.is_finished and trained.task.check(one.problem, s.text).is_correct
+      for s in one.solutions
+    ]
+    selected.append(one.selected is not None and right[one.selected])
+    covered.append(any(right))
+  assert found["selected"] == selected and found["covered"] == covered
+  assert 0 < sum(selected)
+  for name in ("generated_tokens", "verifier_requests", "verifier_distinct"):
+    assert found[name] == [one.cost[name] for one in searches]
+  assert found["seconds"] > 0
+
+
+def measured_cell(name, reward, seed, selected, effort=4):
+  cell = {"name": name, "effort": effort, "seed": seed}
+  if reward:
+    cell["reward"] = reward
+  ones = [1.0] * len(selected)
+  costs = dict(generated_tokens=[4 + seed] * len(selected))
+  return Measured(
+    cell,
+    dict(
+      selected=selected,
+      covered=ones,
+      seconds=1.0 + seed,
+      verifier_requests=ones,
+      verifier_distinct=ones,
+      **costs,
+    ),
+  )
+
+
+def test_rows_pool_seeds_by_problem_and_compare_with_best_of_n():
+  right, wrong = True, False
+  measured = [
+    measured_cell("majority_vote", None, 0, [right, wrong, wrong, wrong]),
+    measured_cell("best_of_n", "value", 0, [right, right, wrong, wrong]),
+    measured_cell("mcts", "value", 0, [right, wrong, right, right]),
+    measured_cell("mcts", "checker", 0, [right, right, right, right]),
+    measured_cell("majority_vote", None, 1, [right, wrong, wrong, wrong]),
+    measured_cell("best_of_n", "value", 1, [right, wrong, wrong, wrong]),
+    measured_cell("mcts", "value", 1, [right, right, right, wrong]),
+  ]
+  rows = {(r.name, r.reward): r for r in search.summarize(measured)}
+  base, tree = rows["best_of_n", "value"], rows["mcts", "value"]
+  per_problem = np.array([1.0, 0.5, 0.0, 0.0])
+  assert base.accuracy == (0.375, *bootstrap_interval(per_problem))
+  assert base.gain is None and base.num_seeds == 2
+  difference = np.array([1.0, 0.5, 1.0, 0.5]) - per_problem
+  assert tree.gain == (0.375, *bootstrap_interval(difference))
+  # Votes know no reward: they are compared with best-of-N by value.
+  assert rows["majority_vote", None].gain[0] == -0.125
+  # There is no best-of-N with the checker here.
+  assert rows["mcts", "checker"].gain is None
+  assert rows["mcts", "checker"].num_seeds == 1
+  assert tree.tokens == 4.5 and tree.seconds == 1.5 and tree.requests == 1
+  table = search.make_table(measured)
+  assert table == search.make_table(measured)
+  lines = table.split("\n")
+  assert len(lines) == 6 and len(set(map(len, lines))) == 1
+  assert "| value   | mcts " in table and "+37.5%" in table
+  assert search.draw(measured) is not None
+  # Nothing to draw without a strategy that has a reward.
+  assert (
+    search.draw([one for one in measured if "reward" not in one.cell]) is None
+  )
+
+
+def test_a_context_knows_its_policy_and_problems(trained, toy_context):
+  same = toy_context.identity()
+  problems = trained.task.heldout_problems(PROBLEMS)
+  assert Context(trained, problems).identity() == same
+  fewer = Context(trained, problems[:-1]).identity()
+  assert fewer["policy"] == same["policy"]
+  assert fewer["problems"] != same["problems"]
+  # One bit of one weight.
+  leaves, tree = jax.tree.flatten(trained.params)
+  nudged = np.asarray(leaves[0]).copy()
+  nudged.flat[0] = np.nextafter(nudged.flat[0], np.float32(9))
+  params = jax.tree.unflatten(tree, [nudged, *leaves[1:]])
+  other = dataclasses.replace(trained, params=params)
+  changed = Context(other, problems).identity()
+  assert changed["policy"] != same["policy"]
+  assert changed["problems"] == same["problems"]
+  config = tiny_config("network.rope_base=77.0")
+  other = dataclasses.replace(trained, config=config)
+  assert Context(other, problems).identity()["policy"] != same["policy"]
+  # What only trains a policy is no part of it.
+  config = tiny_config("learn.optimizer.b1=0.5")
+  other = dataclasses.replace(trained, config=config)
+  assert Context(other, problems).identity() == same
+
+
+# The study of guidance.
+
+
+def found(text, log_probs, outcome, is_finished=True):
+  logs = np.array(log_probs, np.float32)
+  return FoundSolution(
+    1, text, (1,), np.ones(len(logs)), logs, logs, is_finished, outcome, 1
+  )
+
+
+def test_guidances_are_what_their_names_say():
+  problem = Problem("p", "toy", "", {})
+  solutions = [
+    found("a", [-1.0, -3.0], 0.9),
+    found("b", [-0.5], 0.4),
+    found("a ", [-2.0, -2.0], 0.1),
+    found("none", [-0.25], 0.8),
+    found("b", [-9.0], 0.7, is_finished=False),
+  ]
+  answers = ["a", "b", "a", None, None]
+  verdicts = [Verdict(True, "", answer) for answer in answers]
+  context = SimpleNamespace(judge=lambda searched: verdicts)
+  one = Searched(problem, solutions, 0, {}, {})
+  expected = {
+    "value": [0.9, 0.4, 0.1, 0.8, 0.7],
+    "sequence_log_prob": np.exp([-4, -0.5, -4, -0.25, -9]),
+    "mean_log_prob": np.exp([-2, -0.5, -2, -0.25, -9]),
+    "least_log_prob": np.exp([-3, -0.5, -2, -0.25, -9]),
+    "self_consistency": [0.5, 0.25, 0.5, 0, 0],
+    "weighted_consistency": [1 / 2.2, 0.4 / 2.2, 1 / 2.2, 0, 0],
+  }
+  assert guidance.GUIDANCES.keys() == expected.keys()
+  for name, scores in expected.items():
+    given = guidance.GUIDANCES[name](context, one)
+    np.testing.assert_allclose(given, scores, rtol=1e-6, err_msg=name)
+  nothing = Searched(problem, [], None, {}, {})
+  context = SimpleNamespace(judge=lambda searched: [])
+  for scores in guidance.GUIDANCES.values():
+    assert len(scores(context, nothing)) == 0
+
+
+def scored_cell(name, seed, problem, scores, is_correct):
+  return Measured(
+    {"guidance": name, "seed": seed},
+    dict(num_problems=3, problem=problem, scores=scores, is_correct=is_correct),
+  )
+
+
+def test_the_table_of_guidance_by_hand():
+  # The third problem has no finished solution, the second one by seed 1 alone.
+  measured = [
+    scored_cell("p", 0, [0, 0, 0], [0.9, 0.1, 0.5], [True, False, True]),
+    scored_cell("p", 1, [0, 0, 1], [0.7, 0.7, 0.2], [True, False, False]),
+    scored_cell("s", 0, [0, 0], [-3.0, 4.0], [True, True]),
+  ]
+  *_, line, other = guidance.make_table(measured).split("\n")
+  cells = [cell.strip() for cell in line.strip("|").split("|")]
+  means = [cell.split(" ")[0] for cell in cells]
+  # Right 0.9 0.5 0.7, wrong 0.1 0.7 0.2: 9 pairs, 0.5 < 0.7, 0.7 = 0.7.
+  assert means[:2] == ["p", f"{7.5 / 9:.3f}"]
+  # Within a search: two pairs of seed 0 in order, a tie of seed 1.
+  assert means[2] == f"{2.5 / 3:.3f}"
+  squares = [0.1**2, 0.5**2, 0.3**2, 0.1**2, 0.7**2, 0.2**2]
+  assert means[4] == f"{np.mean(squares):.3f}"
+  # Answers of six searches: right; a tie; wrong; none.
+  assert means[5] == f"{1.5 / 6:.3f}"
+  assert cells[6:] == ["6", "50.0%"]
+  # All are right: no AUROC. Scores outside [0, 1] are no probabilities.
+  cells = [cell.strip() for cell in other.strip("|").split("|")]
+  assert cells[:5] == ["s", "-", "-", "-", "-"]
+  assert guidance.make_table(measured) == guidance.make_table(measured)
+  assert guidance.draw(measured) is not None
+  assert guidance.draw(measured[2:]) is None
+
+
+def test_guidances_share_one_search(toy_context, monkeypatch):
+  calls = []
+  solver = toy_context.solver
+
+  def counted(options):
+    calls.append(options)
+    return solver(options)
+
+  monkeypatch.setattr(toy_context, "solver", counted)
+  monkeypatch.setattr(guidance, "NUM_SOLUTIONS", 2)
+  cells = guidance.make_cells(toy_context, 1)
+  results = [guidance.measure(toy_context, cell) for cell in cells]
+  assert len(cells) == len(guidance.GUIDANCES) and len(calls) == 1
+  searched, _ = toy_context.search(guidance._options(cells[0]), 0)
+  finished = [
+    (i, toy_context.trained.task.check(one.problem, s.text).is_correct)
+    for i, one in enumerate(searched)
+    for s in one.solutions
+    if s.is_finished
+  ]
+  assert 0 < len(finished) < 2 * PROBLEMS
+  for result in results:
+    pairs = zip(result["problem"], result["is_correct"], strict=True)
+    assert list(pairs) == finished
+    assert len(result["scores"]) == len(finished)
+    assert all(math.isfinite(score) for score in result["scores"])
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("runs") / "run"
+  tiny_workdir(workdir, 2)
+  return workdir
+
+
+@pytest.fixture
+def command(monkeypatch):
+  """The command in this process."""
+
+  def call(*arguments):
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    for define in (
+      flags.DEFINE_string,
+      flags.DEFINE_list,
+      flags.DEFINE_integer,
+    ):
+      define = functools.partial(define, flag_values=values)
+      monkeypatch.setattr(flags, define.func.__name__, define)
+    study.define_flags()
+    values(["study", *arguments])
+    study.main(["study"])
+
+  monkeypatch.setattr(mesh_lib, "enable_compilation_cache", lambda _: None)
+  return call
+
+
+def test_the_command_prints_the_table_that_it_writes(workdir, command, capsys):
+  arguments = (f"--workdir={workdir}", "--study=search", "--num_problems=4")
+  one = ("--seeds=1", "--only=name=greedy")
+  command(*arguments, *one)
+  folder = workdir / "studies" / "search"
+  printed = capsys.readouterr().out
+  assert printed == (folder / "table.md").read_text()
+  assert "iteration 1, 4 held-out problems" in printed
+  assert printed.count("greedy") == 1
+  assert not (folder / "figure.svg").exists()
+  results = list(folder.glob("*.json"))
+  assert len(results) == 1
+  command(*arguments, *one)
+  assert capsys.readouterr().out == printed
+  assert list(folder.glob("*.json")) == results
+  # Another checkpoint is another policy.
+  command(*arguments, *one, "--iteration=0")
+  assert len(list(folder.glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    (["--study=serach"], "unknown study 'serach': did you mean 'search'?"),
+    ([], "--study is missing: --study=search"),
+    (["--study=search", "--seeds=0"], "--seeds=0 is below 1"),
+    (["--study=search", "--num_problems=-2"], "--num_problems=-2 is below 1"),
+    (["--study=search", "--max_cells=0"], "--max_cells=0 is below 1"),
+    (
+      ["--study=search", "--only=strategy=beast_of_n"],
+      "unknown strategy 'beast_of_n': did you mean 'best_of_n'?",
+    ),
+    (
+      ["--study=guidance", "--only=guidance=valu"],
+      "unknown guidance 'valu': did you mean 'value'?",
+    ),
+    (["--study=search", "--num_problems=1000000"], "held-out problems"),
+  ],
+)
+def test_bad_flags_end_with_one_line(workdir, command, arguments, words):
+  with pytest.raises(config_lib.UserError) as error:
+    command(f"--workdir={workdir}", "--num_problems=4", *arguments)
+  assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_command_ends_with_exit_code_2():
+  done = subprocess.run(
+    [sys.executable, "-m", "o1jax.study", "--study=serach", "--workdir=x"],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert done.returncode == 2 and done.stdout == ""
+  assert done.stderr == (
+    "error: unknown study 'serach': did you mean 'search'? known: "
+    f"{', '.join(studies.STUDIES)}\n"
+  )
