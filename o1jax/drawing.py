@@ -76,6 +76,7 @@ STYLE = (
   ".o1jax .axis{stroke:var(--axis)}"
   ".o1jax .lead{stroke:var(--muted);stroke-dasharray:1 3}"
   ".o1jax .line{fill:none;stroke-width:2;stroke-linejoin:round}"
+  ".o1jax .dashed{stroke-dasharray:7 4}"
   ".o1jax .bar{stroke-width:1.5;opacity:.55}"
   ".o1jax .dot{stroke:var(--surface);stroke-width:1.5}"
   ".o1jax .edge{fill:none;stroke:var(--axis)}"
@@ -103,8 +104,9 @@ class Series(NamedTuple):
     label: written at the end of the line.
     points: `(x, y)` pairs in the order of x.
     intervals: `(low, high)` of each point, drawn as bars; None without.
-    color: index below `NUM_COLORS`; it also picks the marker's shape, so that
-      lines are not told apart by colour alone.
+    color: index of the colour; it also picks the marker's shape, so that lines
+      are not told apart by colour alone. From `NUM_COLORS` on colours come
+      again, and the line is dashed.
   """
 
   label: str
@@ -208,7 +210,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def _marker(x: float, y: float, color: int, size: float, title: str) -> str:
   """A circle, square, diamond or triangle around (x, y)."""
-  style = f'class="dot" style="fill:var(--s{color})"'
+  style = f'class="dot" style="fill:var(--s{color % NUM_COLORS})"'
   hover = f"<title>{escape(title)}</title>"
   if color % 4 == 0:
     return (
@@ -278,8 +280,9 @@ def draw_lines(
     x_low, x_high = x_low / 1.2, x_high * 1.05
     x_ticks = _log_ticks(x_low, x_high)
   else:
-    x_ticks = nice_ticks(x_low, x_high, count=8, is_integer=True)
-    x_low, x_high = min(x_ticks[0], x_low), max(x_high, x_low + 1)
+    is_whole = all(x == round(x) for x in xs)
+    x_ticks = nice_ticks(x_low, x_high, count=8, is_integer=is_whole)
+    x_low, x_high = min(x_ticks[0], x_low), max(x_high, x_ticks[1])
     x_ticks = [t for t in x_ticks if t <= x_high]
 
   def place_x(x):
@@ -317,7 +320,8 @@ def draw_lines(
   ends = [place_y(s.points[-1][1]) for s in series]
   places = _spread(ends, 16, bottom)
   for s, name, end, place in zip(series, names, ends, places, strict=True):
-    line = f'style="stroke:var(--s{s.color})"'
+    line = f'style="stroke:var(--s{s.color % NUM_COLORS})"'
+    kind = "line dashed" if s.color >= NUM_COLORS else "line"
     for (x, _), (low, high) in zip(s.points, s.intervals or (), strict=False):
       out.append(
         f'<line class="bar" {line} x1="{place_x(x):.1f}"'
@@ -327,7 +331,7 @@ def draw_lines(
     path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in s.points)
     last_x = place_x(s.points[-1][0])
     out.append(
-      f'<polyline class="line" data-series="{escape(name)}" {line}'
+      f'<polyline class="{kind}" data-series="{escape(name)}" {line}'
       f' points="{path}"/><polyline class="lead" fill="none" points="'
       f"{last_x + 6:.1f},{end:.1f} {right:.1f},{end:.1f}"
       f' {right + 12:.1f},{place:.1f}"/>'

@@ -92,6 +92,11 @@ def test_bins_have_equal_mass_and_hold_ties_together():
   np.testing.assert_allclose(mean, [1.6 / 4, 0.9])
   np.testing.assert_allclose(right, [0.5, 0.5])
   np.testing.assert_allclose(mass, [4 / 6, 2 / 6])
+  # Here that rank is in the upper half, though the first of them is not.
+  values = np.array([0.1, 0.2, 0.5, 0.5, 0.5, 0.5])
+  mean, _, mass = reliability(values, labels, num_bins=2)
+  np.testing.assert_allclose(mean, [0.15, 0.5])
+  np.testing.assert_allclose(mass, [2 / 6, 4 / 6])
 
 
 def test_calibration_does_not_depend_on_the_order_of_the_solutions():

@@ -106,6 +106,24 @@ def test_logarithmic_axis_gives_equal_factors_equal_room():
   assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
 
 
+def test_an_axis_of_shares_has_ticks_between_whole_numbers():
+  def ticks(points):
+    texts = chart(Series("a", points)).iter(f"{SVG}text")
+    return [e.text for e in texts if e.get("text-anchor") == "middle"][:-1]
+
+  assert ticks([(0.0, 1.0), (0.5, 2.0), (1.0, 3.0)]) == (
+    ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+  )
+  assert ticks([(0, 1.0), (1, 3.0)]) == ["0", "1"]
+
+
+def test_colors_that_come_again_are_dashed():
+  root = chart(*(Series("a", [(0, 1.0), (1, 2.0)], color=c) for c in (1, 9)))
+  lines = [e for e in root.iter(f"{SVG}polyline") if e.get("data-series")]
+  assert [e.get("class") for e in lines] == ["line", "line dashed"]
+  assert lines[0].get("style") == lines[1].get("style") == "stroke:var(--s1)"
+
+
 def test_text_of_a_model_becomes_harmless():
   hostile = "<script>\"&'\x1b[31m\x00\u202e\ud800\n"
   assert drawing.clean(hostile) == (

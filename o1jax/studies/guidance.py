@@ -278,16 +278,17 @@ def draw(measured: Sequence[Measured]) -> drawing.Drawing | None:
       mean, right, _ = calibration.reliability(scored.scores, scored.is_correct)
       points = list(zip(mean.tolist(), right.tolist(), strict=True))
       label = name.replace("_", " ")
-      series.append(
-        drawing.Series(label, points, color=color % drawing.NUM_COLORS)
-      )
+      series.append(drawing.Series(label, points, color=color))
   if not series:
     return None
+  exact = [(0.0, 0.0), (1.0, 1.0)]
+  series.append(drawing.Series("calibrated", exact, color=len(groups)))
   return drawing.draw_lines(
     series,
     title="Share of solutions that are right, by the score of a guidance",
     x_title="mean score of a bin of equally many solutions",
     is_percent=True,
+    height=420,
   )
 
 

@@ -21,7 +21,6 @@ from o1jax.studies.study import (
   by_setting,
   markdown_table,
   percent,
-  percent_interval,
 )
 
 EFFORTS = (4, 8, 16, 32)
@@ -176,41 +175,29 @@ def make_table(measured: Sequence[Measured]) -> str:
     "budget",
     "seeds",
     "accuracy",
-    "interval",
     "less best-of-N",
-    "interval",
     "coverage",
-    "interval",
     "tokens",
     "checks",
-    "distinct",
+    "distinct texts",
     "seconds",
   )
-  rows = []
-  for row in summarize(measured):
-    gain = ("-", "-")
-    if row.gain is not None:
-      gain = (
-        f"{row.gain[0]:+.1%}",
-        percent_interval(*row.gain[1:], is_signed=True),
-      )
-    rows.append(
-      (
-        row.reward or "-",
-        row.name,
-        str(row.effort),
-        str(row.num_seeds),
-        percent(row.accuracy[0]),
-        percent_interval(*row.accuracy[1:]),
-        *gain,
-        percent(row.coverage[0]),
-        percent_interval(*row.coverage[1:]),
-        f"{row.tokens:.1f}",
-        f"{row.requests:.1f}",
-        f"{row.distinct:.1f}",
-        f"{row.seconds:.2f}",
-      )
+  rows = [
+    (
+      row.reward or "-",
+      row.name,
+      str(row.effort),
+      str(row.num_seeds),
+      percent(*row.accuracy),
+      "-" if row.gain is None else percent(*row.gain, sign="+"),
+      percent(*row.coverage),
+      f"{row.tokens:.1f}",
+      f"{row.requests:.1f}",
+      f"{row.distinct:.1f}",
+      f"{row.seconds:.2f}",
     )
+    for row in summarize(measured)
+  ]
   return markdown_table(head, rows, num_left=2)
 
 
@@ -235,7 +222,7 @@ def _chart(rows: Sequence[Row], reward: str) -> drawing.Drawing:
           name.replace("_", " "),
           [(row.tokens, row.accuracy[0]) for row in own],
           [row.accuracy[1:] for row in own],
-          color % drawing.NUM_COLORS,
+          color,
         )
       )
   tokens = [row.tokens for row in rows]
@@ -246,6 +233,7 @@ def _chart(rows: Sequence[Row], reward: str) -> drawing.Drawing:
     x_title="generated tokens a problem",
     is_percent=True,
     is_log=min(tokens) > 0 and max(tokens) > 8 * min(tokens),
+    height=420,
   )
 
 

@@ -72,15 +72,9 @@ def markdown_table(
   return "\n".join([line(head), line(rule), *map(line, rows)])
 
 
-def percent(value: float) -> str:
-  """A share as text, "-" where it is unknown."""
-  return "-" if value != value else f"{value:.1%}"
-
-
-def percent_interval(low: float, high: float, *, is_signed: bool = False):
-  """Two shares as text; with signs for a difference."""
-  spec = "+.1%" if is_signed else ".1%"
-  return f"{low:{spec}} to {high:{spec}}"
+def percent(mean: float, low: float, high: float, sign: str = "") -> str:
+  """A share with its interval as text; `sign="+"` for a difference."""
+  return f"{mean:{sign}.1%} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"
 
 
 def by_setting(
