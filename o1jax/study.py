@@ -3,12 +3,14 @@
   python -m o1jax.study --study=search --workdir=runs/countdown
   python -m o1jax.study --study=search --workdir=runs/countdown --seeds=5
   python -m o1jax.study --study=guidance --workdir=runs/countdown
+  python -m o1jax.study --study=search --workdir=W --problems=games.txt
 
 Each cell is kept as soon as it is measured, in W/studies/<name>/, and is not
 measured again for the same policy and problems: run again, a study goes on.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -17,7 +19,10 @@ from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 from o1jax.studies import runner
 from o1jax.studies.context import Context
-from o1jax.tasks.task import require_known
+from o1jax.tasks.task import Task, require_known
+from o1jax.types import Problem
+
+NUM_HELDOUT = 256
 
 
 def define_flags() -> None:
@@ -26,7 +31,14 @@ def define_flags() -> None:
   flags.DEFINE_string("workdir", None, "Folder of the run.")
   flags.DEFINE_integer("iteration", None, "A saved one; the last by default.")
   flags.DEFINE_integer("seeds", 3, "Seeds that each cell is measured with.")
-  flags.DEFINE_integer("num_problems", 256, "Held out.")
+  flags.DEFINE_string(
+    "problems", None, "File of problems, one a line; held-out ones by default."
+  )
+  flags.DEFINE_integer(
+    "num_problems",
+    None,
+    f"The first so many; {NUM_HELDOUT} held-out ones, or the whole file.",
+  )
   flags.DEFINE_list(
     "only", [], "Settings of the cells to measure, as strategy=mcts,effort=8."
   )
@@ -53,28 +65,56 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(values.workdir)
   mesh = build.evaluation_devices(config_lib.config_of_workdir(workdir))
   trained = load.from_workdir(workdir, values.iteration, mesh)
-  print(
-    run(
-      studies.STUDIES[values.study],
-      trained,
-      workdir / "studies" / values.study,
-      num_seeds=values.seeds,
-      num_problems=values.num_problems,
-      only=values.only,
-      max_cells=values.max_cells,
-    ),
-    end="",
+  with config_lib.user_input():
+    if values.problems is None:
+      count = values.num_problems or NUM_HELDOUT
+      problems = trained.task.heldout_problems(count)
+    else:
+      problems = read_problems(pathlib.Path(values.problems), trained.task)
+      problems = problems[: values.num_problems]
+  table = run(
+    studies.STUDIES[values.study],
+    trained,
+    problems,
+    workdir / "studies" / values.study,
+    num_seeds=values.seeds,
+    only=values.only,
+    max_cells=values.max_cells,
   )
+  print(table, end="")
+
+
+def read_problems(path: pathlib.Path, task: Task) -> list[Problem]:
+  """Problems from a file, one a line as `o1jax.solve` takes them.
+
+  Raises:
+    OSError: the file cannot be read.
+    ValueError: a line that is no problem of the task, or comes again.
+  """
+  problems: dict[str, Problem] = {}
+  for number, line in enumerate(path.read_text().splitlines(), 1):
+    if not line.strip():
+      continue
+    try:
+      problem = task.parse(line)
+    except ValueError as error:
+      raise ValueError(f"{path}:{number}: {error}") from error
+    if problem.id in problems:
+      raise ValueError(f"{path}:{number}: {line.strip()!r} comes again")
+    problems[problem.id] = problem
+  if not problems:
+    raise ValueError(f"{path} holds no problem")
+  return list(problems.values())
 
 
 def run(
   study: studies.Study,
   trained: load.Trained,
+  problems: Sequence[Problem],
   folder: pathlib.Path,
   *,
   num_seeds: int,
-  num_problems: int,
-  only: list[str] = (),
+  only: Sequence[str] = (),
   max_cells: int | None = None,
 ) -> str:
   """Measures what is missing, writes table and figure, returns the table.
@@ -84,26 +124,26 @@ def run(
       cannot be written.
   """
   with config_lib.user_input():
-    problems = trained.task.heldout_problems(num_problems)
     context = Context(trained, problems)
-    with config_lib.writing(folder):
-      measured, num_missing = runner.run(
-        study,
-        context,
-        folder,
-        num_seeds=num_seeds,
-        only=only,
-        max_cells=max_cells,
-      )
-      context.close()
-      caption = (
-        f"Study {study.name}: {trained.task.name}, iteration "
-        f"{trained.iteration}, {num_problems} held-out problems, seeds 0 to "
-        f"{num_seeds - 1}; intervals are 95% bootstrap over problems."
-      )
-      if num_missing:
-        caption += f" {num_missing} cells are not measured yet."
-      return runner.show(study, measured, folder, caption)
+  with config_lib.writing(folder):
+    measured, num_missing = runner.run(
+      study,
+      context,
+      folder,
+      num_seeds=num_seeds,
+      only=only,
+      max_cells=max_cells,
+    )
+    context.close()
+    num_train = sum(map(trained.task.is_train, problems))
+    caption = (
+      f"Study {study.name}: {trained.task.name}, iteration {trained.iteration},"
+      f" {len(problems)} problems ({num_train} of them of the training share),"
+      f" seeds 0 to {num_seeds - 1}; intervals are 95% bootstrap over problems."
+    )
+    if num_missing:
+      caption += f" {num_missing} cells are not measured yet."
+    return runner.show(study, measured, folder, caption)
 
 
 if __name__ == "__main__":

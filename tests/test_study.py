@@ -255,13 +255,14 @@ def test_a_search_is_compiled_once_for_all_seeds(trained, small, tmp_path):
       return super().__call__(params, key, problems, **options)
 
   folder = tmp_path / "study"
+  problems = trained.task.heldout_problems(PROBLEMS)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(context_lib, "Solver", Counted)
     table = study.run(
       search.STUDY,
       trained,
+      problems,
       folder,
-      num_problems=PROBLEMS,
       only=["name=best_of_n", "name=greedy"],
       **small,
     )
@@ -278,8 +279,8 @@ def test_a_search_is_compiled_once_for_all_seeds(trained, small, tmp_path):
   again = study.run(
     dataclasses.replace(search.STUDY, measure=None),
     trained,
+    problems,
     folder,
-    num_problems=PROBLEMS,
     max_cells=1,
     only=["name=best_of_n"],
     **small,
@@ -540,7 +541,7 @@ def test_the_command_prints_the_table_that_it_writes(workdir, command, capsys):
   folder = workdir / "studies" / "search"
   printed = capsys.readouterr().out
   assert printed == (folder / "table.md").read_text()
-  assert "iteration 1, 4 held-out problems" in printed
+  assert "iteration 1, 4 problems (0 of them of the training share)" in printed
   assert printed.count("greedy") == 1
   assert not (folder / "figure.svg").exists()
   results = list(folder.glob("*.json"))
@@ -553,9 +554,38 @@ def test_the_command_prints_the_table_that_it_writes(workdir, command, capsys):
   assert len(list(folder.glob("*.json"))) == 2
 
 
+def test_problems_come_from_a_file(workdir, command, capsys, tmp_path):
+  path = tmp_path / "problems.txt"
+  path.write_text("1 2 3 = 6\n\n2 3 4 = 24\n1 1 1 = 3\n")
+  task = load.from_workdir(workdir).task
+  problems = study.read_problems(path, task)
+  assert problems == [
+    task.parse(text) for text in ("1 2 3 = 6", "2 3 4 = 24", "1 1 1 = 3")
+  ]
+  command(
+    f"--workdir={workdir}",
+    "--study=search",
+    "--only=name=greedy",
+    f"--problems={path}",
+    "--num_problems=2",
+  )
+  share = sum(map(task.is_train, problems[:2]))
+  words = f"2 problems ({share} of them of the training share)"
+  assert words in capsys.readouterr().out
+  for text, error in (
+    ("1 2 3 = 6\n1 2 3\n", ":2: "),
+    ("1 2 3 = 6\n\n1 2 3 = 6\n", ":3: '1 2 3 = 6' comes again"),
+    ("\n", "holds no problem"),
+  ):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"problems.txt.*{error}"):
+      study.read_problems(path, task)
+
+
 @pytest.mark.parametrize(
   "arguments, words",
   [
+    (["--study=search", "--problems=no.txt"], "No such file"),
     (["--study=serach"], "unknown study 'serach': did you mean 'search'?"),
     ([], "--study is missing: --study=search"),
     (["--study=search", "--seeds=0"], "--seeds=0 is below 1"),

@@ -13,7 +13,7 @@ import numpy as np
 from o1jax import build, config, jsonl, load
 from o1jax import mesh as mesh_lib
 from o1jax.solver import Searched, Solver, encode_problems
-from o1jax.types import Problem, Verdict
+from o1jax.types import Problem
 
 # Groups of the config that say what a policy computes and who checks it.
 _GROUPS = ("task", "network", "lengths")
@@ -26,6 +26,8 @@ class Context:
     trained: the policy.
     problems: what every cell is measured on.
     evaluation: options of the config's `evaluation`.
+    judge: the verdict on each solution of a search; one that was cut off is
+      not correct.
   """
 
   def __init__(self, trained: load.Trained, problems: Sequence[Problem]):
@@ -42,7 +44,7 @@ class Context:
     self.trained = trained
     self.problems = tuple(problems)
     self.evaluation = trained.config.evaluation.to_dict()
-    self.judge_one = build.evaluator_of(
+    self.judge = build.evaluator_of(
       trained.config, trained.policy, trained.task, trained.mesh
     ).judge
     # No larger than the problems need: a short batch is padded and searched.
@@ -92,10 +94,6 @@ class Context:
       searched = solver(params, jax.random.key(seed), self.problems)
       self._last = (key, (searched, time.monotonic() - start))
     return self._last[1]
-
-  def judge(self, searched: Searched) -> list[Verdict]:
-    """The verdict on each solution; one that was cut off is not correct."""
-    return self.judge_one(searched)
 
   def identity(self) -> dict[str, str]:
     """Hashes of all that results depend on besides the cell."""

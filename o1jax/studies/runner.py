@@ -75,18 +75,19 @@ def run(
     All cells of the grid that have a result, and how many have none.
 
   Raises:
-    ValueError: a cell that cannot be measured, before any is.
+    UserError: a cell that cannot be measured, before any is.
     OSError: a result could not be written; those before it are kept.
   """
-  cells = study.make_cells(context, num_seeds)
-  places = _places(study, context, folder, cells)
-  chosen = select(cells, only)
-  results = [_read(*place) for place in places]
-  missing = [
-    i for i, cell in enumerate(cells) if cell in chosen and results[i] is None
-  ][:max_cells]
-  for i in missing:
-    study.check(context, cells[i])
+  with config.user_input():
+    cells = study.make_cells(context, num_seeds)
+    chosen = select(cells, only)
+    places = _places(study, context, folder, cells)
+    results = [_read(*place) for place in places]
+    missing = [
+      i for i, cell in enumerate(cells) if cell in chosen and results[i] is None
+    ][:max_cells]
+    for i in missing:
+      study.check(context, cells[i])
   folder.mkdir(parents=True, exist_ok=True)
   for i in metrics.progress(missing, f"study {study.name}", len(missing)):
     _write(*places[i], study.measure(context, cells[i]))
