@@ -217,8 +217,14 @@ def tokenizer_of(config: Any, task: Task, workdir: pathlib.Path) -> Tokenizer:
       return Tokenizer.from_bytes(path.read_bytes())
   rng = np.random.default_rng([config.seed, TOKENIZER_STREAM])
   with user_input():
+    num_texts = config.tokenizer.num_texts
+    texts = task.corpus(rng, num_texts)
+    for kind in rows.REFLECTIONS:
+      mixes = config.initialize.rows, config.learn.rows
+      if any(kind in mix and mix[kind] for mix in mixes):
+        texts += task.corpus(rng, -(-num_texts // 4), kind)
     return train_tokenizer(
-      task.corpus(rng, config.tokenizer.num_texts),
+      texts,
       vocab_size=config.tokenizer.vocab_size,
       max_digits_per_piece=config.tokenizer.max_digits_per_piece,
     )
@@ -296,6 +302,8 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
     # A prompt of training problems may be too long as well.
     rng = np.random.default_rng(config.seed)
     encode_problems(policy, task.sample_problems(rng, 16))
+    initialize_rows = rows.RowMaker(policy, task, config.initialize.rows)
+    learn_rows = rows.RowMaker(policy, task, config.learn.rows)
   return Parts(
     task=task,
     policy=policy,
@@ -303,8 +311,8 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
     solver=solver,
     evaluator=evaluator,
     optimizer=optimizer,
-    initialize_rows=rows.RowMaker(policy, task, config.initialize.rows),
-    learn_rows=rows.RowMaker(policy, task, config.learn.rows),
+    initialize_rows=initialize_rows,
+    learn_rows=learn_rows,
     experience=first_experience(config, policy, task),
     heldout=heldout,
   )

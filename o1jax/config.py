@@ -32,6 +32,8 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
 MANIFEST = "manifest.json"
+# Groups of counts to which an override may add.
+ROW_GROUPS = ("initialize.rows", "learn.rows")
 
 # Packages whose version can change what a run computes.
 PACKAGES = (
@@ -101,7 +103,8 @@ def apply_overrides(config: "ConfigDict", overrides: Sequence[str]) -> None:
 
   The value is read as the type that the field has: true or false, a whole
   number, a number, a text, or a tuple such as 2,4 or (2,4). A field that is
-  None takes any of them.
+  None takes any of them. Kinds of rows may be added to a batch, since a config
+  lists only those that it has.
 
   Raises:
     UserError: an unknown field, a group of fields, or a wrong type.
@@ -119,6 +122,9 @@ def apply_overrides(config: "ConfigDict", overrides: Sequence[str]) -> None:
         raise UserError(
           f"unknown config field {name}: {'.'.join(seen)} is a value"
         )
+      if word not in group and ".".join(seen) in ROW_GROUPS:
+        with group.unlocked():
+          group[word] = 0
       if word not in group:
         raise UserError(
           f"unknown config field {name}{nearest(list(flatten(config)), name)}"

@@ -313,7 +313,9 @@ def demonstration_metrics(
   values = {}
   for kind in sorted(kinds - {None}):
     pairs = parts.task.demonstrations(kind, rng, NUM_DEMONSTRATIONS)
-    rate = tasks.success_rate(parts.task, *zip(*pairs, strict=True))
+    problems, texts = zip(*pairs, strict=True)
+    solutions = list(map(parts.task.final_solution, texts))
+    rate = tasks.success_rate(parts.task, problems, solutions)
     values[f"demonstrations/{kind}_solved"] = rate
     if iteration == 0:
       print(

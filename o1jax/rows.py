@@ -10,6 +10,10 @@ written by the task (demonstrations), some are what searches found
   optimal         demonstrations: a solver's path
   hindsight_play  demonstrations: legal play, relabelled with what it reached
   search_trace    demonstrations: dead ends and backtracking in one text
+  judging         demonstrations: a solution, right or wrong, and its judgement;
+                  the judgement is learned
+  revising        demonstrations: wrong solutions, criticism and a right one;
+                  criticism and the right solution are learned
   search          D_search: each step weighted by its share of visits, and the
                   outcome as the value's target (AlphaGo Zero)
   expert          D_expert: cloning of correct solutions
@@ -17,7 +21,8 @@ written by the task (demonstrations), some are what searches found
   value           D_search: the outcome as the value's target, nothing else
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -34,7 +39,12 @@ DEMONSTRATIONS = {
   "optimal": "optimal",
   "hindsight_play": "hindsight",
   "search_trace": "search_trace",
+  "judging": "judging",
+  "revising": "revising",
 }
+# Those with marks in the text: only a part of it is learned, and the tokenizer
+# has to see them.
+REFLECTIONS = ("judging", "revising")
 # Kind of row -> (pool of the experience, policy weights, value positions).
 POOLS = {
   "search": ("search", "step_weights", "all"),
@@ -42,6 +52,8 @@ POOLS = {
   "hindsight": ("hindsight", "ones", "none"),
   "value": ("search", "zeros", "all"),
 }
+# Demonstrations by which the length of such rows is judged.
+_NUM_TRIED = 500
 
 
 def check_mix(mix: Mapping[str, int], task: Task, name: str) -> int:
@@ -91,14 +103,43 @@ def demonstration(
   )
 
 
+def learned_parts(task: Task, text: str) -> Iterator[tuple[str, bool]]:
+  """Splits a demonstration into parts, and says which of them are learned.
+
+  All of a text without marks. With them only what follows a mark, and of that
+  no solution but the last: a solution that is judged or revised may be wrong.
+  """
+  judged, mark, judgement = text.partition(task.judge_mark)
+  if mark:
+    yield judged + mark, False
+    yield judgement, True
+    return
+  *attempts, last = text.split(task.revision_mark)
+  for place, attempt in enumerate(attempts):
+    if place:
+      criticism, newline, attempt = attempt.partition("\n")
+      yield criticism + newline, True
+    yield attempt + task.revision_mark, False
+  yield last, True
+
+
 class RowMaker:
   """Makes the batches of one mix."""
 
   def __init__(self, policy: Policy, task: Task, mix: Mapping[str, int]):
+    """Takes a mix that `check_mix` accepts.
+
+    Raises:
+      ValueError: rows with judgements or revisions are longer than
+        `row_tokens`.
+    """
     self._policy = policy
     self._task = task
     self._mix = {kind: count for kind, count in mix.items() if count}
     self._prompts: dict[str, np.ndarray] = {}
+    for kind in REFLECTIONS:
+      if kind in self._mix:
+        self._check_length(kind)
 
   def batches(
     self,
@@ -130,17 +171,50 @@ class RowMaker:
     pairs = self._task.demonstrations(DEMONSTRATIONS[kind], rng, count)
     # Plays of the same numbers come one after another: spread them out.
     pairs = [pairs[i] for i in rng.permutation(count)]
-    encode = self._policy.tokenizer.encode_batch
-    prompts = [np.array(p) for p in encode([p.prompt for p, _ in pairs])]
-    texts = encode([text for _, text in pairs])
-    entries = [
-      demonstration(self._policy, *pair, tokens)
-      for pair, tokens in zip(pairs, texts, strict=True)
-    ]
-    batch, dropped = self._lay_out(prompts, entries, "ones", "none")
+    prompts, entries = self._encode(pairs)
+    policy_weights = "ones"
+    if kind in REFLECTIONS:
+      entries = [self._with_parts_learned(entry) for entry in entries]
+      policy_weights = "step_weights"
+    batch, dropped = self._lay_out(prompts, entries, policy_weights, "none")
     if kind == "consequences":
       batch = self._without_choices(batch)
     return batch, dropped
+
+  def _encode(self, pairs):
+    """Prompts and entries of demonstrations."""
+    encode = self._policy.tokenizer.encode_batch
+    prompts = [np.array(p) for p in encode([p.prompt for p, _ in pairs])]
+    texts = encode([text for _, text in pairs])
+    return prompts, [
+      demonstration(self._policy, *pair, tokens)
+      for pair, tokens in zip(pairs, texts, strict=True)
+    ]
+
+  def _with_parts_learned(self, entry: ScoredSolution) -> ScoredSolution:
+    """Weights for a text with marks.
+
+    Parts end with newlines, which are tokens of their own: the tokens of the
+    text are those of its parts.
+    """
+    parts, is_learned = zip(*learned_parts(self._task, entry.text), strict=True)
+    encoded = self._policy.tokenizer.encode_batch(parts)
+    # The last part is learned, and so is the end mark after it.
+    weights = np.repeat(is_learned, [len(ids) for ids in encoded])
+    weights = np.append(weights, True).astype(np.float32)
+    return dataclasses.replace(entry, step_weights=weights)
+
+  def _check_length(self, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    pairs = self._task.demonstrations(DEMONSTRATIONS[kind], rng, _NUM_TRIED)
+    rows = zip(*self._encode(pairs), strict=True)
+    longest = max(len(prompt) + len(entry.tokens) for prompt, entry in rows)
+    if longest > self._policy.lengths.row_tokens:
+      raise ValueError(
+        f"lengths.row_tokens={self._policy.lengths.row_tokens} is too short "
+        f"for rows of {kind}, which have up to {longest} tokens: raise it to "
+        f"{longest}, or set rows.{kind} to 0"
+      )
 
   def _without_choices(self, batch: LearnerBatch) -> LearnerBatch:
     """Weight 0 on every token of a step up to the mark of its consequences.

@@ -155,6 +155,36 @@ def test_solutions_of_every_task_must_be_of_training_problems(tmp_path):
     build.first_experience(config, policy, arithmetic)
 
 
+REFLECTING = ("initialize.rows.judging=8", "learn.rows.revising=8")
+
+
+def test_the_tokenizer_sees_the_marks_of_the_rows(tmp_path):
+  def tokenizer(*changed):
+    config = tiny_config("tokenizer.vocab_size=400", *changed)
+    return build.tokenizer_of(config, build.task_of(config), tmp_path)
+
+  task = build.task_of(tiny_config())
+  marks = (task.judge_mark, task.revision_mark, "step 2: illegal number ")
+  plain = tokenizer()
+  # A mix without such rows has the tokenizer it always had.
+  assert plain.to_bytes() == tokenizer("learn.rows.judging=0").to_bytes()
+  reflecting = tokenizer(*REFLECTING)
+  for mark in marks:
+    assert len(reflecting.encode(mark)) <= 4 < len(plain.encode(mark))
+
+
+def test_rows_that_do_not_fit_are_refused_with_the_field_to_raise(tmp_path):
+  mesh = mesh_lib.make_mesh({"data": 2})
+  short = ("tokenizer.vocab_size=400", "lengths.row_tokens=56")
+  with pytest.raises(config_lib.UserError) as raised:
+    build.build(tiny_config(*REFLECTING, *short), tmp_path, mesh)
+  assert "lengths.row_tokens=56 is too short for rows" in str(raised.value)
+  assert "\n" not in str(raised.value)
+  long = tiny_config(*REFLECTING, *short, "lengths.row_tokens=200")
+  build.check_fields(long)
+  assert build.build(long, tmp_path, mesh).initialize_rows
+
+
 def test_a_tokenizer_that_cannot_be_written_leaves_nothing(
   parts, tmp_path, monkeypatch
 ):

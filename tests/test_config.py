@@ -32,6 +32,8 @@ def get_config(arg=None):
   config.search = ConfigDict()
   config.search.budgets = (8, 16)
   config.search.weights = (0.5, 1.0)
+  config.learn.rows = ConfigDict()
+  config.learn.rows.expert = 8
   return config
 '''
 
@@ -72,6 +74,17 @@ def test_override_is_read_as_the_type_of_the_field(
   assert others[field] != value or field == "learn.is_packed"
   del fields[field], others[field]
   assert fields == others
+
+
+def test_kinds_of_rows_can_be_added(path):
+  rows = ("learn.rows.judging=4", "learn.rows.judging=5", "learn.rows.expert=0")
+  config = config_lib.load_config(path, rows)
+  assert config.learn.rows.to_dict() == {"expert": 0, "judging": 5}
+  assert config.is_locked and config.learn.rows.is_locked
+  with pytest.raises(config_lib.UserError, match="must be a whole number"):
+    config_lib.load_config(path, ["learn.rows.judging=many"])
+  with pytest.raises(config_lib.UserError, match="judging is a value"):
+    config_lib.load_config(path, ["learn.rows.judging.x=1"])
 
 
 @pytest.mark.parametrize(

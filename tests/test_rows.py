@@ -8,7 +8,13 @@ import pytest
 
 from o1jax.experience import Experience
 from o1jax.policy.tokenizer import train_tokenizer
-from o1jax.rows import DEMONSTRATIONS, POOLS, RowMaker, check_mix
+from o1jax.rows import (
+  DEMONSTRATIONS,
+  POOLS,
+  REFLECTIONS,
+  RowMaker,
+  check_mix,
+)
 from o1jax.solver import Lengths, Policy
 from o1jax.tasks import make_task
 from o1jax.types import ScoredSolution
@@ -173,7 +179,8 @@ def test_empty_pools_give_empty_rows():
 
 
 def test_rows_depend_on_the_generator_alone():
-  mix = dict.fromkeys(DEMONSTRATIONS, 2) | {"search": 2, "optimal": 0}
+  kinds = set(DEMONSTRATIONS) - set(REFLECTIONS)
+  mix = dict.fromkeys(sorted(kinds), 2) | {"search": 2, "optimal": 0}
   experience = make_experience(
     [entry("1 + 2 = 3", 1.0, seed=i) for i in (0, 5)]
   )
@@ -196,6 +203,70 @@ def test_every_kind_of_demonstration_is_the_tasks_own():
   for text, _ in rows:
     prompt, _, solution = text.removesuffix("<eos>").partition("\n")
     assert TASK.check(TASK.parse(prompt), solution).is_correct
+
+
+def learned_letters(solution):
+  """By its lines alone: for each letter of a text with marks, is it learned?
+
+  Judgements and criticism are, and the solution that no mark follows.
+  """
+  lines = solution.splitlines(keepends=True)
+  places = [i for i, line in enumerate(lines) if line == "again:\n"]
+  if "check:\n" in lines:
+    learned = range(lines.index("check:\n") + 1, len(lines))
+  else:
+    learned = {place + 1 for place in places}
+    learned |= set(range(places[-1] + 1, len(lines)))
+  return [i in learned for i, line in enumerate(lines) for _ in line]
+
+
+@pytest.mark.parametrize(
+  "task", [TASK, ARITHMETIC], ids=["countdown", "arithmetic"]
+)
+@pytest.mark.parametrize("kind", REFLECTIONS)
+def test_no_solution_is_learned_that_may_be_wrong(task, kind):
+  tokenizer = tiny_policy().tokenizer
+  policy = dataclasses.replace(
+    tiny_policy(), lengths=Lengths(14, 5, 2, row_tokens=400)
+  )
+  maker = RowMaker(policy, task, {kind: 10})
+  batches, dropped = maker.batches(
+    np.random.default_rng(0), make_experience(), 2
+  )
+  assert dropped == 0 and not batches.value_weights.any()
+  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
+  num_rounds = set()
+  for tokens, length, weights in zip(
+    flat.tokens, flat.lengths, flat.policy_weights, strict=True
+  ):
+    pieces = [tokenizer.decode([t]) for t in tokens[: length - 1].tolist()]
+    assert tokens[length - 1] == tokenizer.eos_id
+    prompt, _, solution = "".join(pieces).partition("\n")
+    num_rounds.add(solution.count("again:\n"))
+    expected = [False] * (len(prompt) + 1) + learned_letters(solution)
+    letters = [weigh for piece, weigh in zip(pieces[1:], weights, strict=False)
+               for weigh in [weigh] * len(piece)]  # fmt: skip
+    letters = [0] * len(pieces[0]) + letters
+    np.testing.assert_array_equal(letters, np.float32(expected))
+    assert weights[length - 2] == 1 and not weights[length - 1 :].any()
+  assert num_rounds == ({0} if kind == "judging" else {1, 2})
+
+
+@pytest.mark.parametrize("kind", REFLECTIONS)
+def test_rows_with_marks_that_do_not_fit_are_refused(kind):
+  with pytest.raises(ValueError) as raised:
+    RowMaker(tiny_policy(), TASK, {"random_play": 2, kind: 2})
+  words = f"lengths.row_tokens=64 is too short for rows of {kind}, which have"
+  assert str(raised.value).startswith(words)
+  # As long as it says is long enough, but for the rarest rows.
+  longest = int(str(raised.value).split("raise it to ")[1].split(",")[0])
+  policy = dataclasses.replace(
+    tiny_policy(), lengths=Lengths(14, 5, 2, row_tokens=longest)
+  )
+  maker = RowMaker(policy, TASK, {kind: 100})
+  _, dropped = maker.batches(np.random.default_rng(1), make_experience(), 1)
+  assert dropped <= 2
+  RowMaker(tiny_policy(), TASK, {"random_play": 2, kind: 0})
 
 
 def test_rows_that_are_too_long_are_dropped_and_counted():

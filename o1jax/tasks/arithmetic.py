@@ -15,13 +15,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from o1jax.tasks import task
+from o1jax.tasks import reflection, task
 from o1jax.types import Problem, Verdict
 
 MAX_TERMS = 20
 MAX_DIGITS = 9
-_MAX_CHARACTERS = 2_000
+_MAX_CHARACTERS = 10_000
 _MAX_EMPTY_DRAWS = 1_000  # draws in a row without a problem of the split
+
+# Of wrong solutions: false results, false operations, unfinished ones.
+_FAULT_SHARES = (0.7, 0.2, 0.1)
 
 _PROBLEM = re.compile(r"\s*([0-9]+(?:\s*[-+*]\s*[0-9]+)+)\s*=?\s*")
 _LINE = re.compile(r"(-?[0-9]{1,200}) ([-+*]) ([0-9]{1,20}) = (-?[0-9]{1,200})")
@@ -29,7 +32,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,200}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(reflection.Reflection):
   """Chains of operations on whole numbers, read from left to right.
 
   Attributes:
@@ -49,7 +52,10 @@ class Arithmetic:
   heldout_seed: int = 0
 
   name: ClassVar[str] = "arithmetic"
-  demonstration_kinds: ClassVar[tuple[str, ...]] = ("optimal",)
+  demonstration_kinds: ClassVar[tuple[str, ...]] = (
+    "optimal",
+    *reflection.KINDS,
+  )
   consequence_mark: ClassVar[str] = " = "
 
   def __post_init__(self):
@@ -155,15 +161,16 @@ class Arithmetic:
       return Verdict(False, "too long", None)
     text = text.strip()
     answer = _claimed_number(text)
-    expected = _chain(problem)
-    result = expected[-1].rpartition(" ")[2]
-    if _NUMBER.fullmatch(text):
-      is_correct = text == result
-      reason = "correct" if is_correct else f"{text}, not {result}"
-      return Verdict(is_correct, reason, answer)
-    lines = text.split("\n") if text else []
-    reason = _first_fault(lines, expected)
+    _, reason = _first_fault(text, _chain(problem))
     return Verdict(not reason, reason or "correct", answer)
+
+  def first_fault(self, problem: Problem, text: str) -> str:
+    """The checker's reason, with the number of the wrong step if it is one."""
+    verdict = self.check(problem, text)
+    if verdict.is_correct or verdict.reason == "too long":
+      return verdict.reason
+    place, reason = _first_fault(text.strip(), _chain(problem))
+    return f"step {place}: {reason}" if place else reason
 
   def relabel(self, problem: Problem, text: str) -> Problem | None:
     """None: a chain has one result, so a wrong text solves nothing else."""
@@ -177,6 +184,41 @@ class Arithmetic:
       place < len(expected) and line == expected[place]
       for place, line in enumerate(lines)
     ]
+
+  def recompute(self, problem: Problem, solution: str) -> list[str]:
+    """A line for each step of a solution, up to the first wrong one."""
+    lines = []
+    for line, right in zip(solution.split("\n"), _chain(problem), strict=False):
+      a, op, b, _ = _LINE.fullmatch(line).groups()
+      word = "ok" if line == right else "wrong"
+      lines.append(f"{a} {op} {b} = {_result(int(a), op, int(b))} {word}")
+      if line != right:
+        break
+    return lines
+
+  def heuristic(self, problem: Problem, prefix: str) -> float:
+    """The share of the lines written, where they bear a look; else 0.
+
+      (1 + lines of the prefix) / (1 + lines of the chain)
+
+    Each line must go on from the result above it, with the problem's next
+    operation, and pass the test of casting out nines: that finds most slips
+    without calculating, and not all.
+    """
+    terms, ops = problem.data["terms"], problem.data["ops"]
+    lines = prefix.strip("\n").split("\n") if prefix.strip("\n") else []
+    before = str(terms[0])
+    for place, line in enumerate(lines):
+      match = _LINE.fullmatch(line)
+      if match is None or place >= len(ops):
+        return 0.0
+      a, op, b, result = match.groups()
+      if (a, op, b) != (before, ops[place], str(terms[place + 1])):
+        return 0.0
+      if (_result(int(a) % 9, op, int(b) % 9) - int(result)) % 9:
+        return 0.0
+      before = result
+    return (1 + len(lines)) / (1 + len(ops))
 
   def solutions(self, problem: Problem) -> list[str]:
     """The one true chain."""
@@ -193,10 +235,46 @@ class Arithmetic:
   def demonstrations(
     self, kind: str, rng: np.random.Generator, n: int
   ) -> list[tuple[Problem, str]]:
-    """Writes the true chains ("optimal") of n training problems."""
+    """Writes n demonstrations on training problems.
+
+    Kinds: `optimal` is the true chain; `judging` and `revising` are in
+    `reflection`.
+    """
     task.require_known("kind of demonstration", kind, self.demonstration_kinds)
+    makers = {
+      "optimal": self.right_solutions,
+      "judging": self.judging,
+      "revising": self.revising,
+    }
+    return makers[kind](rng, n)
+
+  def right_solutions(
+    self, rng: np.random.Generator, n: int
+  ) -> list[tuple[Problem, str]]:
+    """The true chains of n training problems."""
     problems = self.sample_problems(rng, n)
     return [(problem, "\n".join(_chain(problem))) for problem in problems]
+
+  def wrong_solution(
+    self, rng: np.random.Generator, problem: Problem, solution: str
+  ) -> str:
+    """A chain that stops early, or goes on from a slip of digits or copying."""
+    lines = solution.split("\n")
+    place = int(rng.integers(len(lines)))
+    fault = rng.choice(["result", "operation", "unfinished"], p=_FAULT_SHARES)
+    if fault == "unfinished" and place:
+      return "\n".join(lines[:place])
+    a, op, b, _ = _LINE.fullmatch(lines[place]).groups()
+    if fault == "operation":
+      b = str(int(b) + 10 ** rng.integers(len(b)))
+    result = _result(int(a), op, int(b))
+    if fault != "operation":
+      slip = 10 ** int(rng.integers(len(str(abs(result)))))
+      result += slip if rng.random() < 0.5 else -slip
+    wrong = f"{a} {op} {b} = {result}"
+    terms, ops = problem.data["terms"], problem.data["ops"]
+    rest = _lines(result, terms[place + 2 :], ops[place + 1 :])
+    return "\n".join([*lines[:place], wrong, *rest])
 
   def corpus(
     self, rng: np.random.Generator, n: int, kind: str | None = None
@@ -224,30 +302,46 @@ class Arithmetic:
 def _chain(problem: Problem) -> list[str]:
   """The lines of the true chain."""
   terms, ops = problem.data["terms"], problem.data["ops"]
-  total, lines = terms[0], []
-  for op, term in zip(ops, terms[1:], strict=True):
-    before = total
-    if op == "*":
-      total *= term
-    else:
-      total += term if op == "+" else -term
+  return _lines(terms[0], terms[1:], ops)
+
+
+def _lines(total: int, terms: list[int], ops: list[str]) -> list[str]:
+  """The lines from a total on."""
+  lines = []
+  for op, term in zip(ops, terms, strict=True):
+    before, total = total, _result(total, op, term)
     lines.append(f"{before} {op} {term} = {total}")
   return lines
 
 
-def _first_fault(lines: list[str], expected: list[str]) -> str:
-  """The first thing that is wrong with the lines, "" where nothing is."""
-  for line, right in zip(lines, expected, strict=False):
+def _result(a: int, op: str, b: int) -> int:
+  if op == "*":
+    return a * b
+  return a + b if op == "+" else a - b
+
+
+def _first_fault(text: str, expected: list[str]) -> tuple[int, str]:
+  """The number of the first wrong line, 0 for none, and what is wrong.
+
+  What is wrong is "" for a right text.
+  """
+  result = expected[-1].rpartition(" ")[2]
+  if _NUMBER.fullmatch(text):
+    return 0, "" if text == result else f"{text}, not {result}"
+  lines = text.split("\n") if text else []
+  pairs = zip(lines, expected, strict=False)
+  for place, (line, right) in enumerate(pairs, start=1):
     if line == right:
       continue
     if _LINE.fullmatch(line) is None:
-      return "unreadable step"
+      return place, "unreadable step"
     same_step = line.rpartition(" = ")[0] == right.rpartition(" = ")[0]
-    return f"wrong result {line}" if same_step else f"illegal step {line}"
+    what = "wrong result" if same_step else "illegal step"
+    return place, f"{what} {line}"
   if len(lines) > len(expected):
-    return "text after the answer"
+    return len(expected) + 1, "text after the answer"
   missing = len(expected) - len(lines)
-  return f"unfinished, {missing} steps missing" if missing else ""
+  return 0, f"unfinished, {missing} steps missing" if missing else ""
 
 
 def _claimed_number(text: str) -> str | None:

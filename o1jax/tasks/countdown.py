@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from o1jax.tasks import numbers_game, numbers_play, task
+from o1jax.tasks import numbers_game, numbers_play, reflection, task
 from o1jax.tasks.numbers_task import NumbersTask
 from o1jax.types import Problem
 
@@ -76,6 +76,7 @@ class Countdown(NumbersTask):
     "optimal",
     "hindsight",
     "search_trace",
+    *reflection.KINDS,
   )
 
   def __post_init__(self):

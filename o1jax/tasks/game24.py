@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from o1jax.tasks import task
+from o1jax.tasks import reflection, task
 from o1jax.tasks.numbers_task import NumbersTask
 from o1jax.types import Problem
 
@@ -48,6 +48,7 @@ class Game24(NumbersTask):
     "random_play",
     "optimal",
     "search_trace",
+    *reflection.KINDS,
   )
 
   def __post_init__(self):

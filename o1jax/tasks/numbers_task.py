@@ -11,7 +11,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from o1jax.tasks import numbers_game, numbers_play, numbers_text, task
+from o1jax.tasks import (
+  numbers_faults,
+  numbers_game,
+  numbers_play,
+  numbers_text,
+  reflection,
+  task,
+)
 from o1jax.types import Problem, Verdict
 
 # Dead ends of one search trace: uniform from none to this many.
@@ -23,7 +30,7 @@ _BALANCED_ROWS = 256
 _MAX_EMPTY_DRAWS = 50
 
 
-class NumbersTask:
+class NumbersTask(reflection.Reflection):
   """Base of the tasks played by the rules of `numbers_game`."""
 
   name: str
@@ -169,6 +176,29 @@ class NumbersTask:
     steps = numbers_text.judge_lines(numbers, target, lines, self.integers_only)
     return [not step.reason for step in steps]
 
+  def first_fault(self, problem: Problem, text: str) -> str:
+    """The checker's reason, with the number of the wrong step if it is one."""
+    numbers, target = _content(problem)
+    return numbers_text.first_fault(numbers, target, text, self.integers_only)
+
+  def recompute(self, problem: Problem, solution: str) -> list[str]:
+    """A line for each step of a solution, up to the first wrong one."""
+    content = _content(problem)
+    return list(
+      numbers_faults.recompute(*content, solution, self.integers_only)
+    )
+
+  def heuristic(self, problem: Problem, prefix: str) -> float:
+    """How near one more step comes to the target; 0 after a wrong line.
+
+    See `numbers_game.nearness`.
+    """
+    numbers, target = _content(problem)
+    left = numbers_text.state_after(numbers, prefix, self.integers_only)
+    if left is None:
+      return 0.0
+    return numbers_game.nearness(left, target, self.integers_only)
+
   # Solving.
 
   def solutions(self, problem: Problem) -> list[str]:
@@ -217,7 +247,8 @@ class NumbersTask:
     problem need not be solvable); `optimal` is a uniformly drawn solution of a
     sampled problem; `hindsight` is random play whose target is the number it
     reached, kept where that is a training target; `search_trace` is a solution
-    with dead ends of random play before it and a `back` line after each.
+    with dead ends of random play before it and a `back` line after each;
+    `judging` and `revising` are in `reflection`.
     """
     task.require_known("kind of demonstration", kind, self.demonstration_kinds)
     makers = {
@@ -225,6 +256,8 @@ class NumbersTask:
       "optimal": self._optimal,
       "hindsight": self._hindsight,
       "search_trace": self._search_trace,
+      "judging": self.judging,
+      "revising": self.revising,
     }
     return makers[kind](rng, n)
 
@@ -242,6 +275,29 @@ class NumbersTask:
       pairs = self.demonstrations("random_play", rng, n - n // 8)
       pairs += self.demonstrations("search_trace", rng, n // 8)
     return [problem.prompt + text for problem, text in pairs]
+
+  def right_solutions(
+    self, rng: np.random.Generator, n: int
+  ) -> list[tuple[Problem, str]]:
+    """Relabelled play, where the task has any: it is written as play is."""
+    if "hindsight" in self.demonstration_kinds:
+      return self._hindsight(rng, n)
+    return self._optimal(rng, n)
+
+  def wrong_solution(
+    self, rng: np.random.Generator, problem: Problem, solution: str
+  ) -> str:
+    """A play with a fault, after some lines of the right solution."""
+    while True:
+      text = numbers_faults.faulty_play(
+        rng,
+        *_content(problem),
+        solution,
+        integers_only=self.integers_only,
+        canonical=self.canonical_play,
+      )
+      if not self.check(problem, text).is_correct:
+        return text
 
   def _random_play(self, rng, n: int) -> list[tuple[Problem, str]]:
     (numbers,) = self._gather(

@@ -154,6 +154,15 @@ def _go_back(
   return Step("back to numbers that never stood there", path[-1][0])
 
 
+def read_operation(line: str) -> tuple[Number, str, Number] | None:
+  """`(3, "+", 7)` of a readable line, None of any other."""
+  match = _LINE.fullmatch(line)
+  if match is None:
+    return None
+  a, b = read_number(match.group(1)), read_number(match.group(3))
+  return None if a is None or b is None else (a, match.group(2), b)
+
+
 def state_after(
   numbers: Sequence[int], prefix: str, integers_only: bool
 ) -> tuple[Number, ...] | None:
@@ -211,6 +220,23 @@ def check_text(
   if _is_steps(answer):
     return _check_steps(numbers, target, answer, integers_only)
   return _check_expression(numbers, target, answer, integers_only)
+
+
+def first_fault(
+  numbers: Sequence[int], target: int, text: str, integers_only: bool = False
+) -> str:
+  """The reason of `check_text`, after the number of the wrong step if any.
+
+  Steps are the lines of the answer, counted from 1: `step 2: illegal step
+  3 / 0`. It is one line, whatever the text.
+  """
+  answer, unread = _answer_text(text)
+  if not unread and _is_steps(answer):
+    steps = judge_lines(numbers, target, answer, integers_only)
+    for place, step in enumerate(steps, start=1):
+      if step.reason:
+        return f"step {place}: {step.reason}"
+  return check_text(numbers, target, text, integers_only).reason
 
 
 def claimed_number(text: str) -> str | None:

@@ -4,7 +4,8 @@ A task is a source of problems with checkable answers. It draws problems of two
 splits that share nothing, writes prompts, judges texts written by anybody, and
 writes demonstrations. `Task` below is the whole interface that search,
 learning and the commands use: to add a task, write one file with a class that
-has these methods, and name the class in `tasks/__init__.py`.
+has these methods, and name the class in `tasks/__init__.py`. The
+base class in `reflection` brings those for texts that judge and revise.
 
 A task with an exact solver also has `solutions(problem)`, `can_reach(problem,
 prefix)` and `true_value(problem, prefix)`. They serve labels, demonstrations
@@ -42,11 +43,18 @@ class Task(Protocol):
       the prompt and the lines above included: it is calculated, not chosen.
       (Where equal numbers are left either may be used, which may show in the
       order of the others.) A line without the mark has no such part.
+    judge_mark: a line that follows a solution where it is judged in writing.
+    revision_mark: a line that follows a solution where it is revised. Neither
+      mark stands in a solution; `reflection` has the forms of such texts.
+    verdict_words: the last line of a judgement, for right and for wrong.
   """
 
   name: str
   demonstration_kinds: tuple[str, ...]
   consequence_mark: str
+  judge_mark: str
+  revision_mark: str
+  verdict_words: tuple[str, str]
 
   def sample_problems(
     self, rng: np.random.Generator, n: int, split: str = "train"
@@ -92,6 +100,29 @@ class Task(Protocol):
 
   def judge_steps(self, problem: Problem, text: str) -> list[bool]:
     """For each step of a text: is it legal and correct where it stands?"""
+    ...
+
+  def feedback(self, problem: Problem, text: str) -> str:
+    """The checker's criticism of a solution: one line with its newline.
+
+    It is what follows the revision mark in demonstrations; "correct" for a
+    right solution. Never raises, whatever the text.
+    """
+    ...
+
+  def final_solution(self, text: str) -> str:
+    """The last solution of a text with revisions, the one to be checked.
+
+    The whole of a text without marks. Never raises, whatever the text.
+    """
+    ...
+
+  def heuristic(self, problem: Problem, prefix: str) -> float:
+    """A cheap guess, in [0, 1], of how good the steps of a prefix are.
+
+    For search that is guided by a heuristic: no solver is asked. 0 after a
+    wrong step; never raises, whatever the text.
+    """
     ...
 
   def demonstrations(

@@ -1,0 +1,149 @@
+"""Texts in which a policy judges solutions and revises them, for every task.
+
+A judgement follows a solution and the judge mark. It recomputes the solution
+line by line, up to the first wrong line, says what is wrong in one line of
+criticism ("correct" where nothing is), and ends with the verdict:
+
+  3 + 7 = 10 (left: 2 10)
+  10 + 2 = 12 (left: 12)
+  check:
+  3 + 7 = 10 ok
+  10 + 2 = 12 ok
+  reaches 12, not 13
+  no
+
+A revision follows a solution and the revision mark: the same line of criticism
+and then a new solution, which may be revised in its turn:
+
+  10 + 2 = 12 (left: 12)
+  again:
+  reaches 12, not 13
+  3 * 2 = 6 (left: 7 6)
+  7 + 6 = 13 (left: 13)
+
+So criticism is the last line but one of a judgement, and the first line after a
+revision mark; there, the policy may write it itself, or be given that of the
+checker (`feedback`). A mark is a whole line, and a solution by itself ends
+without a newline: `marked` joins the two.
+
+Self-Refine is Madaan et al., arXiv 2303.17651; solutions that are revised are
+the nodes of MCTSr, arXiv 2406.07394.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+
+from o1jax.types import Problem, Verdict
+
+KINDS = ("judging", "revising")
+# Share of judged solutions that are right; of revising texts with two
+# revisions; of those whose last revision finds a right solution and keeps it,
+# so that the mark alone does not say that something is wrong.
+_RIGHT, _TWICE, _KEPT = 0.5, 0.25, 0.25
+_MAX_CRITICISM = 80  # characters, whatever the solution is
+
+
+def marked(text: str, mark: str) -> str:
+  """A solution and the mark after it, on a line of its own."""
+  return text.rstrip("\n") + "\n" + mark
+
+
+class Reflection:
+  """Base of tasks whose solutions can be judged and revised in writing.
+
+  A subclass says how a solution is recomputed and how it goes wrong.
+  """
+
+  judge_mark: ClassVar[str] = "check:\n"
+  revision_mark: ClassVar[str] = "again:\n"
+  verdict_words: ClassVar[tuple[str, str]] = ("yes", "no")
+
+  def check(self, problem: Problem, text: str) -> Verdict:
+    """Judges a solution text; never raises, whatever the text."""
+    raise NotImplementedError
+
+  def first_fault(self, problem: Problem, text: str) -> str:
+    """The checker's reason, with the number of the wrong step if it is one.
+
+    Never raises, and gives one line, whatever the text.
+    """
+    raise NotImplementedError
+
+  def recompute(self, problem: Problem, solution: str) -> list[str]:
+    """A line for each step of a readable solution, up to the first wrong one.
+
+    It ends with "ok" or "wrong".
+    """
+    raise NotImplementedError
+
+  def right_solutions(
+    self, rng: np.random.Generator, n: int
+  ) -> list[tuple[Problem, str]]:
+    """Draws n training problems, each with a right solution."""
+    raise NotImplementedError
+
+  def wrong_solution(
+    self, rng: np.random.Generator, problem: Problem, solution: str
+  ) -> str:
+    """Draws a wrong solution that begins like a right one."""
+    raise NotImplementedError
+
+  def feedback(self, problem: Problem, text: str) -> str:
+    """The checker's criticism of a solution, one line with its newline.
+
+    It is what stands after the revision mark in demonstrations. Never raises,
+    whatever the text.
+    """
+    return self.first_fault(problem, text)[:_MAX_CRITICISM] + "\n"
+
+  def final_solution(self, text: str) -> str:
+    """The last solution of a text that may hold revisions and a judgement.
+
+    It begins after the line of criticism that follows the last revision mark,
+    and ends before a judge mark. A text without marks is returned as it is;
+    never raises, whatever the text.
+    """
+    if not isinstance(text, str):
+      return ""
+    _, mark, after = f"\n{text}".rpartition(f"\n{self.revision_mark}")
+    solution = after.partition("\n")[2] if mark else text
+    return f"\n{solution}".partition(f"\n{self.judge_mark}")[0][1:]
+
+  def judging(
+    self, rng: np.random.Generator, n: int
+  ) -> list[tuple[Problem, str]]:
+    """Solutions and their judgements; about half of them are right."""
+    pairs = []
+    for problem, solution in self.right_solutions(rng, n):
+      if rng.random() >= _RIGHT:
+        solution = self.wrong_solution(rng, problem, solution)
+      text = marked(solution, self.judge_mark)
+      pairs.append((problem, text + self._judgement(problem, solution)))
+    return pairs
+
+  def revising(
+    self, rng: np.random.Generator, n: int
+  ) -> list[tuple[Problem, str]]:
+    """Wrong solutions, criticism, and right ones after one or two rounds."""
+    pairs = []
+    for problem, solution in self.right_solutions(rng, n):
+      attempts = [
+        self.wrong_solution(rng, problem, solution)
+        for _ in range(1 + (rng.random() < _TWICE))
+      ]
+      if rng.random() < _KEPT:
+        attempts[-1] = solution
+      rounds = [
+        marked(attempt, self.revision_mark) + self.feedback(problem, attempt)
+        for attempt in attempts
+      ]
+      pairs.append((problem, "".join(rounds) + solution))
+    return pairs
+
+  def _judgement(self, problem: Problem, solution: str) -> str:
+    right, wrong = self.verdict_words
+    is_correct = self.check(problem, solution).is_correct
+    criticism = self.feedback(problem, solution)
+    lines = self.recompute(problem, solution)
+    return "\n".join([*lines, criticism + (right if is_correct else wrong)])
