@@ -452,7 +452,7 @@ def test_the_table_of_guidance_by_hand():
   measured = [
     scored_cell("p", 0, [0, 0, 0], [0.9, 0.1, 0.5], [True, False, True]),
     scored_cell("p", 1, [0, 0, 1], [0.7, 0.7, 0.2], [True, False, False]),
-    scored_cell("s", 0, [0, 0], [-3.0, 4.0], [True, True]),
+    scored_cell("s", 0, [0, 0], [-3.0, 0.4], [True, True]),
   ]
   *_, line, other = guidance.make_table(measured).split("\n")
   cells = [cell.strip() for cell in line.strip("|").split("|")]
