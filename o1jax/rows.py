@@ -29,6 +29,7 @@ import numpy as np
 
 from o1jax.experience import Experience, make_learner_batch
 from o1jax.solver import Policy
+from o1jax.tasks import reflection
 from o1jax.tasks.task import Task
 from o1jax.types import LearnerBatch, Problem, ScoredSolution
 
@@ -39,12 +40,11 @@ DEMONSTRATIONS = {
   "optimal": "optimal",
   "hindsight_play": "hindsight",
   "search_trace": "search_trace",
-  "judging": "judging",
-  "revising": "revising",
+  **{kind: kind for kind in reflection.KINDS},
 }
 # Those with marks in the text: only a part of it is learned, and the tokenizer
 # has to see them.
-REFLECTIONS = ("judging", "revising")
+REFLECTIONS = reflection.KINDS
 # Kind of row -> (pool of the experience, policy weights, value positions).
 POOLS = {
   "search": ("search", "step_weights", "all"),
