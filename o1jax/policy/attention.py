@@ -15,6 +15,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from o1jax.policy.quantize import Quantized, factors
+
 MASKED = -1e30  # finite, so that a row with nothing to read gives no NaN
 
 
@@ -84,21 +86,37 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
 def causal_mask(
   positions: jax.Array,
   window: int | None,
+  num_sinks: int = 0,
   segment_ids: jax.Array | None = None,
 ) -> jax.Array:
   """Who may read whom in a full forward, `[B or 1, T, T]` (reader first).
 
-  Later tokens are those with a greater index. A window counts positions back,
-  the reader included; segments do not read each other.
+  Later tokens are those with a greater index; segments do not read each other;
+  see `in_window` for the window.
   """
   index = jnp.arange(positions.shape[1])
   mask = (index[:, None] >= index[None, :])[None]
   if window is not None:
-    distance = positions[:, :, None] - positions[:, None, :]
-    mask = mask & (distance < window)
+    mask = mask & in_window(
+      positions[:, :, None], positions[:, None, :], window, num_sinks
+    )
   if segment_ids is not None:
     mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
   return mask
+
+
+def in_window(
+  reader: jax.Array, read: jax.Array, window: int, num_sinks: int
+) -> jax.Array:
+  """Whether a window lets position `reader` read position `read`.
+
+  It counts positions back, the reader included. The first `num_sinks`
+  positions are read from everywhere: what attention has no use for goes there,
+  and without them the window spoils the rest. StreamingLLM, arXiv 2309.17453;
+  unlike there, tokens keep their positions in the text.
+  """
+  near = reader - read < window
+  return near | (read < num_sinks) if num_sinks else near
 
 
 def full_attention(
@@ -133,7 +151,7 @@ def full_attention(
 
 def cached_attention(
   queries: jax.Array,
-  prefix: tuple[jax.Array, jax.Array],
+  prefix: tuple[jax.Array | Quantized, jax.Array | Quantized],
   suffix: tuple[jax.Array, jax.Array],
   prefix_mask: jax.Array,
   suffix_mask: jax.Array,
@@ -144,7 +162,7 @@ def cached_attention(
 
   Args:
     queries: `[B, G, T, J, Q, E]`, scaled already.
-    prefix: keys and values `[B, J, C, E]`.
+    prefix: keys and values `[B, J, C, E]`, plain or quantized.
     suffix: keys and values `[B * G, J, S, E]`, without J where it is 1.
     prefix_mask: `[B, G or 1, T or 1, C]`.
     suffix_mask: `[B or 1, G or 1, T, S]`.
@@ -162,7 +180,12 @@ def cached_attention(
   def dot(spec, x, y):
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
-  s1 = soft_cap(dot("bjre,bjce->bjrc", shared, prefix[0]), cap)
+  keys, key_scales = factors(prefix[0], queries.dtype)
+  values, value_scales = factors(prefix[1], queries.dtype)
+  s1 = dot("bjre,bjce->bjrc", shared, keys)
+  if key_scales is not None:
+    s1 = s1 * key_scales[:, :, None, :]
+  s1 = soft_cap(s1, cap)
   s1 = s1.reshape(b, j, g, t, q, -1)
   s1 = jnp.where(prefix_mask[:, None, :, :, None, :], s1, MASKED)
   s2 = soft_cap(dot("...re,...se->...rs", private, own_keys), cap)
@@ -174,9 +197,12 @@ def cached_attention(
   w1 = jnp.exp(s1 - top.swapaxes(1, 2)[..., None])
   w2 = jnp.exp(s2 - top[..., None])
   total = w1.sum(-1).swapaxes(1, 2) + w2.sum(-1)
-  w1 = w1.astype(queries.dtype).reshape(b, j, g * t * q, -1)
+  w1 = w1.reshape(b, j, g * t * q, -1)
+  if value_scales is not None:
+    w1 = w1 * value_scales[:, :, None, :]
+  w1 = w1.astype(queries.dtype)
   w2 = w2.astype(queries.dtype).reshape(*axes, t * q, -1)
-  y1 = dot("bjrc,bjce->bjre", w1, prefix[1]).reshape(b, j, g, t, q, e)
+  y1 = dot("bjrc,bjce->bjre", w1, values).reshape(b, j, g, t, q, e)
   y2 = dot("...rs,...se->...re", w2, own_values).reshape(b, g, j, t, q, e)
   mixed = (y1.swapaxes(1, 2) + y2) / total[..., None]
   mixed = mixed.transpose(0, 1, 3, 2, 4, 5).astype(queries.dtype)

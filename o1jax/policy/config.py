@@ -48,6 +48,7 @@ class TransformerConfig:
     rotary_width: leading coordinates of a head that rotate; None for all.
     sliding_window: positions a query reads back, itself included; None for
       all; one or one per layer.
+    num_sinks: first positions that are read from beyond a window as well.
     query_scale: multiplies the scores; None for E ** -0.5.
     attention_soft_cap: scores become cap * tanh(score / cap); None for none.
     final_soft_cap: the same for the policy's logits.
@@ -85,6 +86,7 @@ class TransformerConfig:
   rope_llama3: tuple[float, float, float, float] | None = None
   rotary_width: int | None = None
   sliding_window: int | None | tuple[int | None, ...] = None
+  num_sinks: int = 0
   query_scale: float | None = None
   attention_soft_cap: float | None = None
   final_soft_cap: float | None = None
@@ -104,11 +106,19 @@ class TransformerConfig:
           f"{field} has {len(given)} entries for num_layers="
           f"{self.num_layers}: give one value or one per layer"
         )
-    for window in layer_values(self.sliding_window, self.num_layers):
+    windows = layer_values(self.sliding_window, self.num_layers)
+    for window in windows:
       if window is not None and window < 1:
         raise ValueError(
           f"sliding_window={window} must be 1 or more, or None for no window"
         )
+    if self.num_sinks < 0:
+      raise ValueError(f"num_sinks={self.num_sinks} must be 0 (none) or more")
+    if self.num_sinks and not any(windows):
+      raise ValueError(
+        f"num_sinks={self.num_sinks} without a window: set sliding_window, or "
+        "num_sinks to 0"
+      )
 
   def _check_sizes(self):
     for field in (
@@ -160,6 +170,12 @@ class TransformerConfig:
   def group(self) -> int:
     """Query heads that share one key/value head."""
     return self.num_heads // self.num_kv_heads
+
+  @property
+  def widest_window(self) -> int | None:
+    """The largest window of any layer; None where one reads everything."""
+    windows = layer_values(self.sliding_window, self.num_layers)
+    return None if None in windows else max(windows)
 
 
 def layer_values(given: Any, num_layers: int) -> tuple[Any, ...]:

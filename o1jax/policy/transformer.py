@@ -179,7 +179,7 @@ def _full_attends(c: TransformerConfig, positions, segment_ids):
   """Each layer's attention within the sequences given."""
 
   def make(window):
-    mask = attention.causal_mask(positions, window, segment_ids)
+    mask = attention.causal_mask(positions, window, c.num_sinks, segment_ids)
 
     def attend(q, k, v):
       k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
@@ -205,9 +205,14 @@ def _cached_attends(c: TransformerConfig, positions, cache: Cache, slot):
     prefix_mask = cache.prefix.mask[:, None, None, :]
     suffix_mask = distance >= 0
     if window is not None:
-      back = positions[..., None] - cache.prefix.positions[:, None, None, :]
-      prefix_mask = prefix_mask & (back < window)
-      suffix_mask = suffix_mask & (distance < window)
+      reader = positions[..., None]
+      read = cache.prefix.positions[:, None, None, :]
+      prefix_mask = prefix_mask & attention.in_window(
+        reader, read, window, c.num_sinks
+      )
+      suffix_mask = suffix_mask & attention.in_window(
+        reader, reader - distance, window, c.num_sinks
+      )
 
     def attend(q, k, v):
       k = _write(cache.keys[layer], k, slots, slot)

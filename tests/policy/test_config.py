@@ -27,6 +27,8 @@ GOOD = TransformerConfig(
     ({"rope_scale": (1.0,) * 3}, "rope_scale has 3 entries"),
     ({"sliding_window": (None,)}, "sliding_window has 1 entries"),
     ({"sliding_window": (4, 0)}, "sliding_window=0 must be 1 or more"),
+    ({"num_sinks": -1}, "num_sinks=-1 must be 0"),
+    ({"num_sinks": 2}, "num_sinks=2 without a window: set sliding_window"),
     ({"num_layers": 0}, "num_layers=0 must be 1 or more"),
     ({"value_hidden_width": -1}, "value_hidden_width=-1"),
     ({"activation": "relu"}, "'relu' is not one of swiglu, geglu, gelu"),
@@ -45,6 +47,14 @@ def test_configs_are_keys():
   assert hash(GOOD) == hash(dataclasses.replace(GOOD))
   assert GOOD != dataclasses.replace(GOOD, qk_norm="head")
   assert GOOD.group == 2
+
+
+def test_widest_window():
+  assert GOOD.widest_window is None
+  assert (
+    dataclasses.replace(GOOD, sliding_window=(3, None)).widest_window is None
+  )
+  assert dataclasses.replace(GOOD, sliding_window=(3, 5)).widest_window == 5
 
 
 def test_layer_values():

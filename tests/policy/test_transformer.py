@@ -64,6 +64,8 @@ FAMILIES = {
     embedding_scale=4.0,
     tied_embeddings=True,
   ),
+  "streaming": change(sliding_window=(3, 2), num_sinks=2),
+  "sinks_in_one_layer": change(sliding_window=(None, 1), num_sinks=6),
   "olmo2": change(norm_before=False, norm_after=True, qk_norm="whole"),
   "others": change(
     activation="gelu",
@@ -157,19 +159,18 @@ def oracle_attention(c, p, layer, xs):
   for t in range(len(xs)):
     heads = []
     for h in range(c.num_heads):
-      first = 0 if window is None else max(0, t - window + 1)
-      scores = np.array(
-        [scale * q[t][h] @ k[s][h // group] for s in range(first, t + 1)]
-      )
+      read = [
+        s
+        for s in range(t + 1)
+        if window is None or t - s < window or s < c.num_sinks
+      ]
+      scores = np.array([scale * q[t][h] @ k[s][h // group] for s in read])
       if c.attention_soft_cap:
         scores = c.attention_soft_cap * np.tanh(scores / c.attention_soft_cap)
       weights = np.exp(scores - scores.max())
       weights /= weights.sum()
       heads.append(
-        sum(
-          w * v[s][h // group]
-          for w, s in zip(weights, range(first, t + 1), strict=True)
-        )
+        sum(w * v[s][h // group] for w, s in zip(weights, read, strict=True))
       )
     y = np.concatenate(heads) @ p["out"]["kernel"]
     out.append(y + (p["out"]["bias"] if c.out_bias else 0))
@@ -300,6 +301,7 @@ def switched(**fields):
   "fields",
   [
     {"sliding_window": 3},
+    {"sliding_window": 3, "num_sinks": 2},
     {"rope_base": 50.0},
     {"rope_scale": 4.0},
     {"rope_variant": "interleaved"},
@@ -313,11 +315,12 @@ def switched(**fields):
     {"norm_eps": 0.1},
     {"activation": "geglu"},
   ],
-  ids=lambda fields: next(iter(fields)),
+  ids=lambda fields: " ".join(fields),
 )
 def test_each_switch_matters_in_this_test(fields):
   """The oracle comparison above could not pass with the switch ignored."""
-  assert np.abs(switched(**fields) - switched()).max() > 1e-3
+  without = dict(list(fields.items())[:-1])
+  assert np.abs(switched(**fields) - switched(**without)).max() > 1e-3
 
 
 @pytest.fixture(scope="module")
