@@ -91,6 +91,13 @@ def shape_logits(logits: jax.Array, controls: SamplingControls) -> jax.Array:
   return jnp.where(scaled >= _cutoff(scaled, controls), scaled, NOTHING)
 
 
+def probabilities(logits: jax.Array, controls: SamplingControls) -> jax.Array:
+  """The distribution to draw from, `[..., V]`; greedy has one token."""
+  shaped = shape_logits(logits, controls)
+  first = jax.nn.one_hot(jnp.argmax(shaped, -1), logits.shape[-1])
+  return jnp.where(controls.temperature <= 0, first, jax.nn.softmax(shaped))
+
+
 def _cutoff(scaled, controls):
   """The least logit that stays, `[..., 1]`."""
   size = scaled.shape[-1]
@@ -124,15 +131,17 @@ def sample_tokens(
   mass = jnp.exp(shaped)
   is_greedy = controls.temperature <= 0
   # Greedy rows take the first of the likeliest tokens.
-  tokens, total = _inverse_cdf(mass, jnp.where(is_greedy, 0.0, uniforms))
+  tokens, total = inverse_cdf(mass, jnp.where(is_greedy, 0.0, uniforms))
   drawn = _pick(shaped, tokens) - jnp.log(total)
   behavior = jnp.where(is_greedy, 0.0, drawn)
   policy = _pick(logits, tokens) - jax.nn.logsumexp(logits, -1)
   return tokens, behavior, policy
 
 
-def _inverse_cdf(mass, uniforms):
-  """Index at which the cumulative mass passes uniforms * total; the total."""
+def inverse_cdf(
+  mass: jax.Array, uniforms: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Index where the sums of `[..., V]` pass uniforms * total; the total."""
   size = mass.shape[-1]
   block = 1 << max(3, round(math.log2(size) / 2))
   blocks = -(-size // block)
@@ -162,6 +171,12 @@ def _first(mask):
 
 def _pick(array, index):
   return jnp.take_along_axis(array, index[..., None], -1)[..., 0]
+
+
+def at_slots(array: jax.Array, index: jax.Array) -> jax.Array:
+  """Entries `[..., K]` of `[..., S]`; an index outside takes the nearest."""
+  index = jnp.clip(index, 0, array.shape[-1] - 1)
+  return jnp.take_along_axis(array, index, -1)
 
 
 @struct.dataclass

@@ -234,7 +234,10 @@ def _cached_attends(c: TransformerConfig, positions, cache: Cache, slot):
 
 
 def _write(buffer, new, slots, slot):
-  """New `[B, G, T, J, E]` into suffixes `[B * G, (J,) S, E]` at its slots."""
+  """New `[B, G, T, J, E]` into suffixes `[B * G, (J,) S, E]` at its slots.
+
+  Slots of single rows may lie past the last: those are dropped.
+  """
   b, g, t, j, e = new.shape
   if slot is not None:
     new = new.swapaxes(2, 3).reshape(*buffer.shape[:-2], t, e)
@@ -244,8 +247,8 @@ def _write(buffer, new, slots, slot):
   slots = jnp.broadcast_to(slots, (b, g, t)).reshape(b * g, t)
   new = new.reshape(b * g, t, j, e)
   if buffer.ndim == 3:
-    return buffer.at[row, slots].set(new[:, :, 0])
-  return buffer.at[row, :, slots].set(new)
+    return buffer.at[row, slots].set(new[:, :, 0], mode="drop")
+  return buffer.at[row, :, slots].set(new, mode="drop")
 
 
 def _project(x, kernel):
