@@ -331,11 +331,11 @@ def _round(
 def _read(network, params, rows, proposed, next_positions):
   """Runs the last token written and those proposed: hidden `[B, G, K+1, D]`.
 
-  Rows that are not alive write behind their end, and what goes past the last
-  slot is dropped.
+  Rows that are not alive write the same again, and waste behind their end; what
+  goes past the last slot is dropped.
   """
   pending = at_slots(rows.tokens, rows.lengths[..., None] - 1)
-  start = rows.lengths - rows.is_alive
+  start = jnp.maximum(rows.lengths - 1, 0)
   tokens = jnp.concatenate([pending, proposed], 2)
   offset = jnp.arange(tokens.shape[2], dtype=jnp.int32)[None, None]
   positions = next_positions[:, None, None] + start[..., None] + offset
