@@ -82,6 +82,7 @@ def get_config(arg=None):
   config.search.rule = "puct"  # puct, uct or gumbel
   config.search.rule_options = ConfigDict()  # its constants
   config.search.select_by = "outcome"  # outcome or visits
+  config.search.options = ConfigDict()  # more of the strategy
   config.search.reward = "checker"  # checker or value
   config.search.num_workers = 0  # processes that check; 0: none of their own
   config.search.temperature = 1.0
@@ -131,6 +132,7 @@ def get_config(arg=None):
   config.evaluation.temperature = 1.0
   config.evaluation.rule = "puct"
   config.evaluation.rule_options = ConfigDict()
+  config.evaluation.options = ConfigDict()  # more, by strategy
   config.evaluation.reward = "value"  # the checker stays out of it
 
   config.checkpoint = ConfigDict()

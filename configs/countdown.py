@@ -98,6 +98,7 @@ def get_config(arg=None):
     ConfigDict()
   )  # its constants; see o1jax/search/selection.py
   config.search.select_by = "outcome"  # outcome or visits
+  config.search.options = ConfigDict()  # more of the strategy
   config.search.reward = "checker"  # checker or value
   config.search.num_workers = 0  # processes that check; 0: none of their own
   config.search.temperature = 1.0
@@ -149,6 +150,7 @@ def get_config(arg=None):
   config.evaluation.temperature = 1.0
   config.evaluation.rule = "puct"
   config.evaluation.rule_options = ConfigDict()
+  config.evaluation.options = ConfigDict()  # more, by strategy
   config.evaluation.reward = "value"  # the checker stays out of it
 
   config.checkpoint = ConfigDict()

@@ -49,8 +49,10 @@ OPEN_GROUPS = (
   "task.options.",
   "initialize.rows.",
   "search.rule_options.",
+  "search.options.",
   "learn.rows.",
   "evaluation.rule_options.",
+  "evaluation.options.",
 )
 
 # All other fields, and numbers of the groups above: the least that each may

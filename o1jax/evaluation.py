@@ -17,13 +17,20 @@ from jax.sharding import Mesh
 
 from o1jax.policy.sample import make_controls
 from o1jax.reward.outcome import Verifier
-from o1jax.solver import Policy, Searched, Solver, encode_problems
+from o1jax.search.selection import named
+from o1jax.solver import (
+  STRATEGIES,
+  Policy,
+  Searched,
+  Solver,
+  encode_problems,
+)
 from o1jax.tasks.task import Task
 from o1jax.types import Problem, Verdict
 
 BOOTSTRAP_SEED = 7
 NUM_RESAMPLES = 1000
-SIMULATIONS_PER_NODE = 8
+SIMULATIONS_PER_NODE = 16
 CUT_OFF = Verdict(is_correct=False, reason="cut off", answer=None)
 
 
@@ -86,6 +93,7 @@ class Evaluator:
     rule: str,
     reward: str = "value",
     rule_options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
   ):
     """Prepares; nothing compiles before the first measurement.
 
@@ -99,7 +107,13 @@ class Evaluator:
       rule: selection rule of tree search.
       reward: what searches select by, "value" or "checker".
       rule_options: constants of the rule; see search/selection.py.
+      options: by strategy, more of its options; see `Solver`.
+
+    Raises:
+      ValueError: a temperature or a strategy that does not exist.
     """
+    for strategy in options or {}:
+      named("strategy with options", strategy, dict.fromkeys(STRATEGIES))
     make_controls(temperature=temperature)  # Refuses what cannot be sampled.
     self._policy = policy
     self._task = task
@@ -112,6 +126,7 @@ class Evaluator:
       reward=reward,
       rule_options=rule_options,
     )
+    self._strategy_options = dict(options or {})
     self._solvers: dict[tuple[str, int], Solver] = {}
     self._warm: set[Solver] = set()
     self._judge = Verifier(task.check)
@@ -202,6 +217,7 @@ class Evaluator:
         batch_size=self._batch_size,
         mesh=self._mesh,
         task=self._task,
+        options=self._strategy_options.get(strategy),
         **options,
         **self._options,
       )

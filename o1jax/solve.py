@@ -64,6 +64,8 @@ class Session:
         task=trained.task,
         reward=reward,
         rule=options.rule,
+        rule_options=options.rule_options,
+        options=options.options.to_dict().get("mcts"),
         temperature=options.temperature,
         steps_from_host=True,
         **evaluation.strategy_options(

@@ -177,6 +177,7 @@ class Solver:
     rule: str = "puct",
     rule_options: Mapping[str, Any] | None = None,
     select_by: str = "outcome",
+    options: Mapping[str, Any] | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -208,6 +209,8 @@ class Solver:
       rule_options: its constants, such as `dirichlet_fraction` of puct; those
         left out keep their defaults, see search/selection.py.
       select_by: how mcts answers, "outcome" or "visits".
+      options: more keyword options of the strategy, such as `max_blocks` of
+        mcts or `max_tokens`; see its file in search/.
       temperature, top_k, top_p, min_p: how candidates are sampled.
       num_rollouts: continuations of every candidate of mcts.
       rollout_weight: weight of the rollouts in a candidate's value.
@@ -259,9 +262,9 @@ class Solver:
       merge_duplicates=is_tree,
       num_rollouts=num_rollouts if is_tree else 0,
     )
-    options = {}
+    strategy_options = {}
     if is_tree:
-      options = dict(
+      strategy_options = dict(
         num_simulations=num_simulations,
         capacity=1 + num_candidates * num_expansions,
         rule=rule,
@@ -273,7 +276,8 @@ class Solver:
         select_by=select_by,
       )
     name = "best_of_n" if self._votes else strategy
-    self.strategy = strategies.make_strategy(name, model, **options)
+    strategy_options |= options or {}
+    self.strategy = strategies.make_strategy(name, model, **strategy_options)
     on_mesh = over_mesh(self.strategy, mesh)
     self._select = jax.jit(on_mesh.select)
     self._read_children = jax.jit(

@@ -28,7 +28,7 @@ from o1jax.policy import cache as cache_lib
 from o1jax.policy import sample
 from o1jax.policy.network import Network
 from o1jax.search import contracts
-from o1jax.search.tree import ROOT
+from o1jax.search.tree import NO_NODE, ROOT
 from o1jax.types import ProblemBatch
 
 MEMORIES = ("tree", "tokens")
@@ -194,14 +194,16 @@ def make_step_model(
       return *_gathered_context(store, node, path), 0
     return _recomputed_context(network, params, store, path)
 
-  def step_fn(params, keys, node, first_child, is_active, store):
+  def step_fn(params, keys, request, store):
     """Samples candidates; see `contracts.StepModel`."""
+    node = request.node
     num_trees, num_leaves = node.shape
     row = jnp.arange(num_trees)[:, None]
     split = functools.partial(_split_rows, shape=(num_trees, num_leaves))
     prefix, last_hidden, read_tokens = read_context(params, node, store)
     step_keys, rollout_keys = _named_keys(_merge_rows(keys), num_candidates)
     end = store.end_positions[row, node]
+    index = jnp.arange(num_candidates)[None, None]
     rows = decode(
       params,
       step_keys,
@@ -211,19 +213,22 @@ def make_step_model(
       num_rows=num_candidates,
       max_new_tokens=max_step_tokens,
       stop_ids=stop_ids,
-      is_active=jnp.repeat(
-        _merge_rows(is_active)[:, None], num_candidates, axis=1
-      ),
+      is_active=_merge_rows(index < request.num_rows[..., None]),
     )
     depth = store.depth[row, node] + 1
-    is_terminal = split(rows.ended | ~rows.stopped)
-    is_terminal = is_terminal | (depth >= max_depth)[..., None]
-    is_valid, prior_logits = sampled_priors(rows, merge_duplicates)
+    ended = split(rows.ended)
+    is_terminal = ended | split(~rows.stopped) | (depth >= max_depth)[..., None]
+    is_valid, prior_logits = map(split, sampled_priors(rows, merge_duplicates))
+    sibling_logits = None
+    if merge_duplicates and request.siblings.shape[-1]:
+      is_valid, sibling_logits = merge_into_siblings(
+        store, request.siblings, split(rows.tokens), is_valid, prior_logits
+      )
     value = split(network.value(params, rows.last_hidden))
     # A solution that was cut off has no answer, whatever its value says.
-    outcome = jnp.where(split(rows.ended) | ~is_terminal, value, 0.0)
-    spent = jnp.where(is_active[..., None], split(rows.lengths), 0).sum((1, 2))
-    generated = spent
+    outcome = jnp.where(ended | ~is_terminal, value, 0.0)
+    generated = split(rows.lengths).sum((1, 2))
+    tokens = None
     if num_rollouts:
       tokens, mean_value, rolled = _roll_out(
         functools.partial(decode, max_new_tokens=max_rollout_tokens),
@@ -233,26 +238,29 @@ def make_step_model(
         prefix,
         rows,
         _merge_rows(end),
-        _merge_rows(is_active[..., None] & ~is_terminal),
+        _merge_rows(is_valid & ~is_terminal),
         num_rollouts,
       )
       outcome = jnp.where(is_terminal, outcome, split(mean_value))
-      generated = spent + split(rolled).sum((1, 2))
-    else:
-      tokens = None
+      generated = generated + split(rolled).sum((1, 2))
+    is_active = request.num_rows > 0
     expansion = contracts.Expansion(
-      prior_logits=split(prior_logits),
-      is_valid=split(is_valid),
+      prior_logits=prior_logits,
+      is_valid=is_valid,
       is_terminal=is_terminal,
+      is_solution=ended,
       value=value,
       outcome=outcome,
       generated_tokens=generated,
       forward_tokens=generated + jnp.where(is_active, read_tokens, 0).sum(1),
+      sibling_logits=sibling_logits,
     )
     new = _new_nodes(node, end, depth, rows, keeps_cache, tokens)
-    return expansion, _write(store, first_child, jax.tree.map(split, new))
+    new = jax.tree.map(split, new)
+    return expansion, _write(store, request.first_child, new)
 
-  return contracts.StepModel(num_candidates, root_fn, step_fn)
+  most = max_step_tokens + num_rollouts * max_rollout_tokens
+  return contracts.StepModel(num_candidates, root_fn, step_fn, most)
 
 
 def sampled_priors(
@@ -279,6 +287,34 @@ def sampled_priors(
   is_later = index[:, None] > index[None, :]
   is_first = ~(is_equal & is_later[None]).any(-1)
   return is_written & is_first, ratio + jnp.log(is_equal.sum(-1))
+
+
+def merge_into_siblings(
+  store: NodeStore,
+  siblings: jax.Array,
+  tokens: jax.Array,
+  is_valid: jax.Array,
+  prior_logits: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Merges candidates that an earlier expansion of their node drew already.
+
+  Args:
+    store: the nodes.
+    siblings: `[B, W, E]`, see `contracts.Request`.
+    tokens: `[B, W, A, S]` of the new candidates.
+    is_valid: `[B, W, A]`.
+    prior_logits: `[B, W, A]`.
+
+  Returns:
+    `is_valid` without the merged ones, and `Expansion.sibling_logits`.
+  """
+  lowest = jnp.finfo(prior_logits.dtype).min
+  row = jnp.arange(siblings.shape[0])[:, None, None]
+  old = store.tokens[row, jnp.maximum(siblings, 0)]
+  is_equal = (tokens[:, :, :, None] == old[:, :, None]).all(-1)
+  is_equal &= is_valid[..., None] & (siblings != NO_NODE)[:, :, None]
+  more = jnp.where(is_equal, prior_logits[..., None], lowest)
+  return is_valid & ~is_equal.any(-1), jax.nn.logsumexp(more, axis=2)
 
 
 def _merge_rows(x: jax.Array) -> jax.Array:

@@ -28,6 +28,8 @@ class DictionaryMCTS:
     rollout_weight: float = 0.0,
     root_noise: np.ndarray | None = None,
     num_considered: int = 0,
+    block: int | None = None,
+    widening: tuple[float, float] = (1.0, 0.5),
   ):
     self.world = world
     self.rule = rule
@@ -36,6 +38,10 @@ class DictionaryMCTS:
     self.rollout_weight = rollout_weight
     self.root_noise = root_noise
     self.num_considered = num_considered
+    # Candidates that one expansion shows; all of them without widening.
+    self.block = block or world.child.shape[1]
+    self.widening = widening
+    self.num_shown: dict[Path, int] = {}
     self.state = {(): root}
     self.is_terminal = {(): False}
     self.reward = {(): 0.0}
@@ -47,7 +53,10 @@ class DictionaryMCTS:
 
   def simulate(self, path: Path) -> float:
     """One simulation from `path` down; returns what it is worth there."""
-    action = None if self.is_terminal[path] else self.choose(path)
+    action = None
+    if not self.is_terminal[path]:
+      self.widen(path)
+      action = self.choose(path)
     if action is None:
       returned = self.value[path]
     else:
@@ -63,6 +72,14 @@ class DictionaryMCTS:
     self.total[path] += returned
     return returned
 
+  def widen(self, path: Path) -> None:
+    """Shows the first candidates, or the next ones where they are due."""
+    shown = self.num_shown.get(path, 0)
+    rate, exponent = self.widening
+    is_due = shown < rate * self.visits[path] ** exponent
+    if not shown or (is_due and shown < self.world.child.shape[1]):
+      self.num_shown[path] = shown + self.block
+
   def add(self, path: Path, action: int) -> None:
     world, state, child = self.world, self.state[path], (*path, action)
     outcome = float(world.outcome[state, action])
@@ -77,7 +94,8 @@ class DictionaryMCTS:
   def choose(self, path: Path) -> int | None:
     """The rule's choice among the valid candidates, None if there are none."""
     state = self.state[path]
-    valid = [a for a, ok in enumerate(self.world.is_valid[state]) if ok]
+    shown = self.world.is_valid[state][: self.num_shown[path]]
+    valid = [a for a, ok in enumerate(shown) if ok]
     if not valid:
       return None
     logits = {a: float(self.world.prior_logits[state, a]) for a in valid}
@@ -167,7 +185,7 @@ def halving(num_considered: int, num_simulations: int) -> list[int]:
 
 def visits_by_path(tree: Tree, row: int) -> dict[Path, int]:
   """Visits of every visited node of one tree, keyed by its path."""
-  first = np.asarray(tree.first_child[row])
+  blocks = np.asarray(tree.first_child[row]), np.asarray(tree.next_block[row])
   visits = np.asarray(tree.num_visits[row])
   found: dict[Path, int] = {}
   stack: list[tuple[Path, int]] = [((), 0)]
@@ -176,9 +194,12 @@ def visits_by_path(tree: Tree, row: int) -> dict[Path, int]:
     if not visits[node]:
       continue
     found[path] = int(visits[node])
-    if first[node] != UNEXPANDED:
-      for action in range(tree.num_candidates):
-        stack.append(((*path, action), int(first[node]) + action))
+    start, action = int(blocks[0][node]), 0
+    while start != UNEXPANDED:
+      for within in range(tree.num_candidates):
+        stack.append(((*path, action), start + within))
+        action += 1
+      start = int(blocks[1][start])
   return found
 
 

@@ -15,6 +15,7 @@ import pytest
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import make_network
 from o1jax.policy.sample import DecodedRows, make_controls
+from o1jax.search.contracts import Request
 from o1jax.search import NO_PARENT, ROOT, make_strategy, run_on_device
 from o1jax.step_model import make_step_model, sampled_priors
 from o1jax.types import ProblemBatch
@@ -407,7 +408,8 @@ def test_costs_are_the_tokens_of_the_tree(memory):
         or text.tokens[-1] not in STOPS
         or int(store.depth[row, text.node]) == DEPTH
       )
-      if is_open:
+      # A candidate that was merged into its equal has no rollouts of its own.
+      if is_open and state.tree.is_valid[row, text.node]:
         whole = [tokens for tokens, _ in rollout_ends(state, text)]
         generated += sum(map(len, whole)) - M * len(text.tokens)
     forward = int(PROBLEMS.lengths[row]) + generated
@@ -448,9 +450,13 @@ def expand_roots(**changed):
     first_child = jnp.ones((B, 1), jnp.int32)
     is_active = jnp.array([[True], [False], [True]])
     first_child = jnp.where(is_active, first_child, 1 + A)
-    return store, *model.step_fn(
-      params, keys, root, first_child, is_active, store
+    request = Request(
+      node=root,
+      first_child=first_child,
+      num_rows=jnp.where(is_active, A, 0),
+      siblings=jnp.zeros((B, 1, 0), jnp.int32),
     )
+    return store, *model.step_fn(params, keys, request, store)
 
   keys = jax.random.split(jax.random.key(2), (B, 1))
   return run(params(), keys, PROBLEMS)

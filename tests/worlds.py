@@ -17,13 +17,14 @@ import numpy as np
 
 from o1jax.search.contracts import (
   Expansion,
+  Request,
   SearchState,
   StepModel,
   Strategy,
 )
 from o1jax.search.driver import run_on_device
 from o1jax.search.strategies import make_strategy
-from o1jax.search.tree import read, write
+from o1jax.search.tree import NO_NODE, read, write
 from o1jax.types import ProblemBatch
 
 TOKENS_PER_STEP = 3
@@ -71,9 +72,16 @@ def problems(roots, seeds=None) -> ProblemBatch:
   )
 
 
+def first_rows(request: Request, num_candidates: int) -> jax.Array:
+  """True `[B, W, A]` for the candidates that are to be drawn."""
+  index = jnp.arange(num_candidates)[None, None]
+  return index < request.num_rows[:, :, None]
+
+
 def table_model(num_candidates: int) -> StepModel:
   """The step model of any world with that many candidates.
 
+  Where a world has more, each further expansion of a node shows the next ones.
   The node state is the table's state of each node `[B, N]`, -1 where unused,
   and the number of calls so far `[B]`.
   """
@@ -87,34 +95,41 @@ def table_model(num_candidates: int) -> StepModel:
       (state.at[:, 0].set(root), jnp.zeros_like(root)),
     )
 
-  def step_fn(params, keys, node, first_child, is_active, node_state):
+  def step_fn(params, keys, request, node_state):
     del keys
     states, num_calls = node_state
-    state = read(states, node)
+    state = read(states, request.node)
+    is_drawn = first_rows(request, num_candidates)
+    num_old = jnp.sum(request.siblings != NO_NODE, axis=-1, keepdims=True)
+    shown = num_old + jnp.arange(num_candidates)[None, None]
+
+    def look_up(field):
+      return jnp.take_along_axis(params[field][state], shown, axis=-1)
+
     child = (
-      first_child[:, :, None]
+      request.first_child[:, :, None]
       + jnp.arange(num_candidates, dtype=jnp.int32)[None, None]
     )
     flat = (state.shape[0], -1)
-    states = write(
-      states, child.reshape(flat), params["child"][state].reshape(flat)
-    )
+    states = write(states, child.reshape(flat), look_up("child").reshape(flat))
     tokens = TOKENS_PER_STEP * jnp.sum(
-      params["is_valid"][state] & is_active[:, :, None],
+      look_up("is_valid") & is_drawn,
       axis=(1, 2),
       dtype=jnp.int32,
     )
-    fields = ("prior_logits", "is_valid", "is_terminal", "value", "outcome")
+    fields = ("prior_logits", "is_terminal", "value", "outcome")
     return (
       Expansion(
-        **{field: params[field][state] for field in fields},
+        **{field: look_up(field) for field in fields},
+        is_valid=look_up("is_valid") & is_drawn,
+        is_solution=look_up("is_terminal"),
         generated_tokens=tokens,
         forward_tokens=tokens,
       ),
       (states, num_calls + 1),
     )
 
-  return StepModel(num_candidates, root_fn, step_fn)
+  return StepModel(num_candidates, root_fn, step_fn, TOKENS_PER_STEP)
 
 
 def random_graph(
@@ -217,18 +232,20 @@ def dice_model(num_candidates: int, terminal_rate: float = 0.3) -> StepModel:
     half = jnp.full(problems.lengths.shape, 0.5)
     return half, problems.lengths, ()
 
-  def step_fn(params, keys, node, first_child, is_active, state):
-    del params, node, first_child
+  def step_fn(params, keys, request, state):
+    del params
     draw = jax.vmap(
       jax.vmap(lambda key: jax.random.uniform(key, (num_candidates, 4)))
     )
     draws = draw(keys)
-    tokens = jnp.sum(is_active, axis=-1, dtype=jnp.int32)
+    tokens = jnp.sum(request.num_rows, axis=-1, dtype=jnp.int32)
+    is_drawn = first_rows(request, num_candidates)
     return (
       Expansion(
         prior_logits=draws[..., 0],
-        is_valid=jnp.ones(draws.shape[:-1], bool),
+        is_valid=is_drawn,
         is_terminal=draws[..., 1] < terminal_rate,
+        is_solution=draws[..., 1] < terminal_rate,
         value=draws[..., 2],
         outcome=draws[..., 3],
         generated_tokens=tokens,
@@ -237,7 +254,7 @@ def dice_model(num_candidates: int, terminal_rate: float = 0.3) -> StepModel:
       state,
     )
 
-  return StepModel(num_candidates, root_fn, step_fn)
+  return StepModel(num_candidates, root_fn, step_fn, 1)
 
 
 @functools.cache

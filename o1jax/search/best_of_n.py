@@ -1,7 +1,7 @@
 """Best-of-N: N whole solutions from the root, the one with the best outcome.
 
-One round: the step model, at solution granularity, proposes A = N candidates of
-the root. With N = 1 it is greedy or plain sampling; majority vote is the same
+The step model, at solution granularity, proposes A candidates of the root in a
+round, N in all. With N = 1 it is greedy or plain sampling; majority vote is the same
 search with `vote` over the answers in place of `select`.
 """
 
@@ -10,20 +10,86 @@ import jax.numpy as jnp
 
 from o1jax.search import expansion as expansion_lib
 from o1jax.search.contracts import SearchState, StepModel, Strategy
-from o1jax.search.mcts import best_finished
-from o1jax.search.tree import NO_NODE, ROOT, UNEXPANDED
+from o1jax.search.mcts import best_finished, check_budget
+from o1jax.search.tree import NO_NODE, ROOT, scores
 
 
-def best_of_n(step_model: StepModel) -> Strategy:
-  """One expansion of the root; the finished candidate of highest outcome.
+def best_of_n(
+  step_model: StepModel,
+  *,
+  num_rounds: int = 1,
+  max_tokens: int | None = None,
+) -> Strategy:
+  """Expansions of the root alone; the finished candidate of highest outcome.
 
   A candidate that is not finished (cut off) is never chosen. Each valid
   candidate counts as one simulation and gets one visit.
 
   Args:
-    step_model: its `num_candidates` is N.
+    step_model: its `num_candidates` times `num_rounds` is N.
+    num_rounds: expansions of the root, one after another: what the first ones
+      leave of the budget pays for the next.
+    max_tokens: the budget of a problem in generated tokens, never exceeded;
+      None for all N.
+
+  Raises:
+    ValueError: a number out of range.
   """
-  return _one_expansion(step_model, "best_of_n")
+  if num_rounds < 1:
+    raise ValueError(f"num_rounds={num_rounds}: give at least 1")
+  check_budget(max_tokens, step_model)
+  num_candidates = step_model.num_candidates
+  capacity = 1 + num_candidates * num_rounds
+
+  def init(params, key, problems) -> SearchState:
+    return expansion_lib.start(
+      step_model,
+      params,
+      key,
+      problems,
+      capacity=capacity,
+      num_leaves=1,
+      max_blocks=num_rounds,
+    )
+
+  def propose(params, state: SearchState) -> SearchState:
+    leaf = jnp.where(is_done(state), NO_NODE, jnp.int32(ROOT))[:, None]
+    return expansion_lib.expand(
+      step_model, params, state, leaf, max_tokens=max_tokens
+    )
+
+  def absorb(state: SearchState, outcome=None) -> SearchState:
+    old = state.tree
+    state = expansion_lib.attach(state, outcome, rollout_weight=0.0)
+    tree = state.tree
+    is_new = tree.is_valid & ~old.is_valid
+    num_new = jnp.sum(is_new, axis=-1, dtype=jnp.int32)
+    visits, mean = tree.num_visits[:, ROOT], tree.mean_value[:, ROOT]
+    total = mean * visits + jnp.sum(jnp.where(is_new, scores(tree), 0.0), -1)
+    mean = total / (visits + num_new).astype(total.dtype)
+    mean_value = jnp.where(is_new, tree.value, tree.mean_value)
+    num_visits = tree.num_visits + is_new.astype(jnp.int32)
+    tree = tree.replace(
+      num_visits=num_visits.at[:, ROOT].add(num_new),
+      mean_value=mean_value.at[:, ROOT].set(mean),
+    )
+    cost = state.cost.replace(simulations=state.cost.simulations + num_new)
+    return state.replace(tree=tree, cost=cost)
+
+  def is_done(state: SearchState) -> jax.Array:
+    drawn = state.tree.num_blocks[:, ROOT] == num_rounds
+    return drawn | ~expansion_lib.has_room(step_model, state, max_tokens)
+
+  return Strategy(
+    name="best_of_n",
+    num_candidates=num_candidates,
+    capacity=capacity,
+    init=init,
+    propose=propose,
+    absorb=absorb,
+    is_done=is_done,
+    select=lambda state: best_finished(state.tree),
+  )
 
 
 def greedy(step_model: StepModel) -> Strategy:
@@ -37,58 +103,4 @@ def greedy(step_model: StepModel) -> Strategy:
       "greedy takes a step model with 1 candidate, not"
       f" {step_model.num_candidates}; use best_of_n"
     )
-  return _one_expansion(step_model, "greedy")
-
-
-def _one_expansion(step_model: StepModel, name: str) -> Strategy:
-  num_candidates = step_model.num_candidates
-  capacity = 1 + num_candidates
-
-  def init(params, key, problems) -> SearchState:
-    return expansion_lib.start(
-      step_model,
-      params,
-      key,
-      problems,
-      capacity=capacity,
-      num_leaves=1,
-      draw_noise=lambda key, dtype: jnp.zeros((num_candidates,), dtype),
-    )
-
-  def propose(params, state: SearchState) -> SearchState:
-    is_open = state.tree.first_child[:, ROOT] == UNEXPANDED
-    leaf = jnp.where(is_open, jnp.int32(ROOT), NO_NODE)[:, None]
-    return expansion_lib.expand(step_model, params, state, leaf)
-
-  def absorb(state: SearchState, outcome=None) -> SearchState:
-    was_active = state.is_expanding
-    state = expansion_lib.attach(state, outcome, rollout_weight=0.0)
-    tree = state.tree
-    is_child = tree.is_valid.at[:, ROOT].set(False) & was_active
-    num_children = jnp.sum(is_child, axis=-1, dtype=jnp.int32)
-    returns = jnp.where(is_child, tree.reward + tree.value, 0.0)
-    total = tree.value[:, ROOT] + jnp.sum(returns, axis=-1)
-    mean = total / (1 + num_children).astype(total.dtype)
-    mean_value = jnp.where(is_child, tree.value, tree.mean_value)
-    num_visits = tree.num_visits + is_child.astype(jnp.int32)
-    root_mean = jnp.where(was_active[:, 0], mean, mean_value[:, ROOT])
-    tree = tree.replace(
-      num_visits=num_visits.at[:, ROOT].add(num_children),
-      mean_value=mean_value.at[:, ROOT].set(root_mean),
-    )
-    cost = state.cost.replace(simulations=state.cost.simulations + num_children)
-    return state.replace(tree=tree, cost=cost)
-
-  def is_done(state: SearchState) -> jax.Array:
-    return state.tree.first_child[:, ROOT] != UNEXPANDED
-
-  return Strategy(
-    name=name,
-    num_candidates=num_candidates,
-    capacity=capacity,
-    init=init,
-    propose=propose,
-    absorb=absorb,
-    is_done=is_done,
-    select=lambda state: best_finished(state.tree),
-  )
+  return best_of_n(step_model)._replace(name="greedy")

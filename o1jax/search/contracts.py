@@ -30,22 +30,51 @@ class Expansion:
     prior_logits: `[B, W, A]` unnormalised log-probs of the candidates.
     is_valid: `[B, W, A]` False where a candidate is absent or merged into an
       equal one; the search never enters it.
-    is_terminal: `[B, W, A]` True where the candidate finishes the solution.
+    is_terminal: `[B, W, A]` True where nothing can follow the candidate.
+    is_solution: `[B, W, A]` True where it completes an answer. In trees of
+      revisions an answer may be followed by another; elsewhere it is terminal.
     value: `[B, W, A]` expected return after the candidate; not read where the
       candidate is terminal.
     outcome: `[B, W, A]` the device's estimate of the final outcome: of the
       finished solution where terminal, of a rollout from there otherwise.
     generated_tokens: `[B]` int32 tokens sampled by this call, all W together.
     forward_tokens: `[B]` int32 tokens that the network evaluated.
+    sibling_logits: `[B, W, E]` log of the prior weight that candidates which
+      were merged into earlier ones add to these (see `Request.siblings`);
+      lowest finite where none. None where nothing is merged into them.
   """
 
   prior_logits: jax.Array
   is_valid: jax.Array
   is_terminal: jax.Array
+  is_solution: jax.Array
   value: jax.Array
   outcome: jax.Array
   generated_tokens: jax.Array
   forward_tokens: jax.Array
+  sibling_logits: jax.Array | None = None
+
+
+@struct.dataclass
+class Request:
+  """Which nodes a `step_fn` call expands.
+
+  Attributes:
+    node: `[B, W]` int32; ROOT where there is nothing to expand.
+    first_child: `[B, W]` int32 the candidates of `node[b, w]` become nodes
+      `first_child[b, w] + a`. N where there is nothing to expand, so that a
+      scatter with mode="drop" writes nothing.
+    num_rows: `[B, W]` int32 candidates to draw, the first of the A; those left
+      out are not valid and cost nothing. 0 where there is nothing to expand:
+      `node_state` must not change there and the rest of the row is not read.
+    siblings: `[B, W, E]` int32 candidates that earlier expansions of the same
+      node made, NO_NODE where none; E is 0 where nodes expand once.
+  """
+
+  node: jax.Array
+  first_child: jax.Array
+  num_rows: jax.Array
+  siblings: jax.Array
 
 
 class StepModel(NamedTuple):
@@ -56,13 +85,11 @@ class StepModel(NamedTuple):
     root_fn: `(params, problems, capacity) -> (root_value [B], forward_tokens
       [B], node_state)`; `capacity` is N, the nodes a tree can hold. The dtype
       of `root_value` is the dtype of all statistics.
-    step_fn: `(params, keys [B, W], node [B, W], first_child [B, W], is_active
-      [B, W], node_state) -> (Expansion, node_state)`. The candidates of
-      `node[b, w]` become nodes `first_child[b, w] + a`. Where `is_active` is
-      False, `node` is ROOT and `first_child` is N, so that a scatter with
-      mode="drop" writes nothing: `node_state` must not change there, costs are
-      0, and the rest of the row is not read. The result for a node may depend
-      on its key, its problem and its path only, never on its row or its index.
+    step_fn: `(params, keys [B, W], request, node_state) -> (Expansion,
+      node_state)`. The result for a node may depend on its key, its problem,
+      its path and its siblings only, never on its row or its index.
+    max_candidate_tokens: the most tokens that one candidate may cost; what a
+      token budget reserves for it before it is drawn.
 
   `node_state` is an opaque pytree whose leaves start with B.
   """
@@ -70,6 +97,7 @@ class StepModel(NamedTuple):
   num_candidates: int
   root_fn: Callable[..., tuple[jax.Array, jax.Array, Any]]
   step_fn: Callable[..., tuple[Expansion, Any]]
+  max_candidate_tokens: int
 
 
 @struct.dataclass
@@ -84,6 +112,8 @@ class SearchState:
       A node expands with fold_in(tree key, path id), so that its candidates
       depend neither on its index nor on the order of expansion.
     root_noise: `[B, A]` the selection rule's noise at the root.
+    root: `[B]` int32 the node where simulations start: ROOT, or the step that
+      the search has committed to.
     node: `[B]` int32 where the tree's current simulation stands: at its end, or
       at a node that it needs expanded.
     leaf: `[B, W]` int32 nodes that the last `propose` expanded; NO_NODE where
@@ -94,7 +124,7 @@ class SearchState:
     expansion: what `propose` got from the step model; None after `absorb`.
     cost: spent so far.
     is_full: `[B]` True where the search stopped because the next expansion
-      does not fit into the tree; `cost.simulations` then stays short.
+      fits neither into the tree nor into the budget, or not into one of them.
   """
 
   tree: Tree
@@ -102,6 +132,7 @@ class SearchState:
   tree_keys: jax.Array
   path_ids: jax.Array
   root_noise: jax.Array
+  root: jax.Array
   node: jax.Array
   leaf: jax.Array
   first_child: jax.Array

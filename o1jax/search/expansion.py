@@ -1,19 +1,20 @@
 """One round's two halves as every strategy uses them: expand, then attach.
 
 Keys: a tree's key is fold_in(key, seed of its problem), split for the root's
-noise and the expansions; an expansion's is fold_in(tree key, path id). Path ids
-are kept rather than keys because the checker of key reuse cannot follow keys
+noise and the expansions; an expansion's is fold_in(tree key, path id), where a
+node's further expansions have path ids of their own. Path ids are kept rather than keys because the checker of key reuse cannot follow keys
 through a gather.
 """
 
 import jax
 import jax.numpy as jnp
 
-from o1jax.search.contracts import Expansion, SearchState, StepModel
+from o1jax.search.contracts import Expansion, Request, SearchState, StepModel
 from o1jax.search.tree import (
   NO_NODE,
   ROOT,
   add_children,
+  candidate_nodes,
   make_tree,
   read,
   write,
@@ -29,7 +30,8 @@ def start(
   *,
   capacity: int,
   num_leaves: int,
-  draw_noise,
+  max_blocks: int = 1,
+  draw_noise=None,
 ) -> SearchState:
   """A search that is about to expand its root.
 
@@ -40,18 +42,27 @@ def start(
     problems: B problems.
     capacity: N.
     num_leaves: W.
-    draw_noise: `(key, dtype) -> [A]` of the selection rule.
+    max_blocks: M, times that a node may be expanded.
+    draw_noise: `(key, dtype) -> [A]` of the selection rule; None: no noise.
   """
   root_value, forward_tokens, node_state = step_model.root_fn(
     params, problems, capacity
   )
   tree = make_tree(
-    root_value, capacity=capacity, num_candidates=step_model.num_candidates
+    root_value,
+    capacity=capacity,
+    num_candidates=step_model.num_candidates,
+    max_blocks=max_blocks,
   )
   num_problems = root_value.shape[0]
   tree_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, problems.seeds)
   keys = jax.vmap(jax.random.split)(tree_keys)
-  noise = jax.vmap(lambda key: draw_noise(key, root_value.dtype))(keys[:, 0])
+  if draw_noise is None:
+    noise = jnp.zeros(
+      (num_problems, step_model.num_candidates), root_value.dtype
+    )
+  else:
+    noise = jax.vmap(lambda k: draw_noise(k, root_value.dtype))(keys[:, 0])
   zeros = jnp.zeros((num_problems,), jnp.int32)
   shape = (num_problems, num_leaves)
   return SearchState(
@@ -60,6 +71,7 @@ def start(
     tree_keys=keys[:, 1],
     path_ids=jnp.zeros((num_problems, capacity), jnp.uint32),
     root_noise=noise,
+    root=jnp.full((num_problems,), ROOT, jnp.int32),
     node=jnp.full((num_problems,), ROOT, jnp.int32),
     leaf=jnp.full(shape, NO_NODE, jnp.int32),
     first_child=jnp.full(shape, capacity, jnp.int32),
@@ -74,8 +86,35 @@ def start(
   )
 
 
+def affordable_rows(
+  step_model: StepModel, state: SearchState, max_tokens: int | None
+) -> jax.Array:
+  """Candidates `[B]` that may still be drawn without passing the budget.
+
+  Each is taken to be as long as it can be, so that the budget holds.
+  """
+  spent = state.cost.generated_tokens
+  if max_tokens is None:
+    return jnp.full_like(spent, step_model.num_candidates * state.leaf.shape[1])
+  return jnp.maximum(max_tokens - spent, 0) // step_model.max_candidate_tokens
+
+
+def has_room(
+  step_model: StepModel, state: SearchState, max_tokens: int | None
+) -> jax.Array:
+  """True `[B]` where one more expansion fits into the tree and the budget."""
+  tree = state.tree
+  fits = tree.next_free + tree.num_candidates <= tree.parent.shape[-1]
+  return fits & (affordable_rows(step_model, state, max_tokens) > 0)
+
+
 def expand(
-  step_model: StepModel, params, state: SearchState, leaf: jax.Array
+  step_model: StepModel,
+  params,
+  state: SearchState,
+  leaf: jax.Array,
+  *,
+  max_tokens: int | None = None,
 ) -> SearchState:
   """Gives slots to the candidates of `leaf` and calls `step_fn` once.
 
@@ -83,34 +122,50 @@ def expand(
     step_model: the model.
     params: its parameters.
     state: the search.
-    leaf: `[B, W]` distinct unexpanded nodes, NO_NODE only to the right of them;
-      their candidates must fit into the tree.
+    leaf: `[B, W]` nodes with less than M blocks each, NO_NODE only to the right
+      of them; a node that stands several times gets as many blocks. Their
+      candidates must fit into the tree.
+    max_tokens: the budget of a problem. The last candidates that it cannot pay
+      for are not drawn, and leaves that would get none are not expanded.
   """
   tree = state.tree
   num_problems, capacity = tree.parent.shape
   num_leaves = leaf.shape[-1]
   num_candidates = step_model.num_candidates
 
-  is_active = leaf != NO_NODE
+  offset = num_candidates * jnp.arange(num_leaves, dtype=jnp.int32)[None]
+  num_rows = affordable_rows(step_model, state, max_tokens)[:, None] - offset
+  num_rows = jnp.clip(num_rows, 0, num_candidates)
+  num_rows = jnp.where(leaf != NO_NODE, num_rows, 0)
+  is_active = num_rows > 0
+  leaf = jnp.where(is_active, leaf, NO_NODE)
   node = jnp.where(is_active, leaf, ROOT)
   # Leaves fill their row from the left, so the w-th gets the w-th block.
-  offset = num_candidates * jnp.arange(num_leaves, dtype=jnp.int32)[None]
   first_child = jnp.where(is_active, tree.next_free[:, None] + offset, capacity)
 
   path_id = read(state.path_ids, node)
+  block = read(tree.num_blocks, node) + _num_earlier(leaf)
   fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
-  keys = fold_in(state.tree_keys, path_id)
-  actions = jnp.arange(num_candidates, dtype=jnp.int32)
+  keys = fold_in(state.tree_keys, _block_id(path_id, block))
+  within = jnp.arange(num_candidates, dtype=jnp.int32)[None, None]
+  actions = block[:, :, None] * num_candidates + within
   flat = (num_problems, num_leaves * num_candidates)
-  child = first_child[:, :, None] + actions[None, None]
+  child = first_child[:, :, None] + within
   path_ids = write(
     state.path_ids,
     child.reshape(flat),
-    extend_path(path_id[:, :, None], actions[None, None]).reshape(flat),
+    extend_path(path_id[:, :, None], actions).reshape(flat),
   )
+  num_siblings = num_candidates * (tree.max_blocks - 1)
+  siblings = candidate_nodes(tree, leaf)[..., :num_siblings]
+  is_kept = read(tree.is_valid, siblings.reshape(num_problems, -1))
+  siblings = jnp.where(is_kept.reshape(siblings.shape), siblings, NO_NODE)
 
   expansion, node_state = step_model.step_fn(
-    params, keys, node, first_child, is_active, state.node_state
+    params,
+    keys,
+    Request(node, first_child, num_rows, siblings),
+    state.node_state,
   )
   shape = (num_problems, num_leaves, num_candidates)
   assert expansion.prior_logits.shape == shape, expansion.prior_logits.shape
@@ -127,6 +182,20 @@ def expand(
       forward_tokens=cost.forward_tokens + expansion.forward_tokens,
     ),
   )
+
+
+def _num_earlier(leaf: jax.Array) -> jax.Array:
+  """How often each of `leaf` `[B, W]` stands to its left already."""
+  index = jnp.arange(leaf.shape[1])
+  is_earlier = index[:, None] > index[None, :]
+  is_same = leaf[:, :, None] == leaf[:, None, :]
+  return jnp.sum(is_same & is_earlier[None], axis=-1, dtype=jnp.int32)
+
+
+def _block_id(path_id: jax.Array, block: jax.Array) -> jax.Array:
+  """What an expansion's key is folded with: the path's id, or a block's own."""
+  # Actions count up from 0, so these ids are no child's.
+  return jnp.where(block == 0, path_id, extend_path(path_id, -block))
 
 
 def extend_path(path_id: jax.Array, action: jax.Array) -> jax.Array:
@@ -166,7 +235,8 @@ def attach(
   """Makes the expansion's candidates nodes of the tree and uses it up.
 
   Entering a terminal candidate is rewarded with its outcome and ends the
-  return; any other candidate has reward 0 and the value
+  return; any other candidate has reward 0. Its value is the outcome where it
+  completes an answer, and elsewhere
   `(1 - rollout_weight) * value + rollout_weight * outcome`.
 
   Args:
@@ -185,9 +255,11 @@ def attach(
     value = outcome
   elif rollout_weight > 0:
     value = (1 - rollout_weight) * value + rollout_weight * outcome
+  value = jnp.where(expansion.is_solution, outcome, value)
   prior_logits = expansion.prior_logits.astype(dtype)
   if mix_prior is not None:
-    # The root is expanded alone in its round, as the first leaf.
+    # The root is expanded alone in its round, as the first leaf. (Rules with
+    # noise expand it once.)
     noisy = jax.vmap(mix_prior)(
       prior_logits[:, 0], expansion.is_valid[:, 0], state.root_noise
     )
@@ -205,6 +277,8 @@ def attach(
     value=jnp.where(is_terminal, 0.0, value),
     reward=jnp.where(is_terminal, outcome, 0.0),
     is_terminal=is_terminal,
+    is_solution=expansion.is_solution,
     is_valid=expansion.is_valid,
+    sibling_logits=expansion.sibling_logits,
   )
   return state.replace(tree=tree, expansion=None)

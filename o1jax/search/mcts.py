@@ -17,11 +17,16 @@ statistics, in which a path to a node that waits for its expansion gets a
 virtual loss (Chaslot et al., 2008), and throws the copy away. The simulations
 proper still run one after another on true values, so that looking ahead changes
 the cost and the number of rounds, and no visit count.
+
+With several blocks a node widens (progressive widening, Coulom 2007, Chaslot et
+al. 2008): it is expanded again, up to M times, when a simulation comes by and
+it has drawn fewer than `widening_rate * visits ** widening_exponent`
+candidates. So a budget goes on being spent where few distinct steps were drawn.
 """
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +41,10 @@ from o1jax.search.tree import (
   Candidates,
   Tree,
   backup,
+  child_at,
   one_node,
   read,
+  scores,
   write,
 )
 
@@ -63,6 +70,10 @@ def mcts(
   discount: float = 1.0,
   rollout_weight: float = 0.0,
   select_by: str = "outcome",
+  max_tokens: int | None = None,
+  max_blocks: int = 1,
+  widening_rate: float = 1.0,
+  widening_exponent: float = 0.5,
 ) -> Strategy:
   """Monte Carlo tree search over candidate steps.
 
@@ -80,6 +91,12 @@ def mcts(
     rollout_weight: weight of `outcome` in the value of an unfinished
       candidate; 0 is the value alone, 1 the rollout alone.
     select_by: "outcome" for `best_finished`, "visits" for `most_visited`.
+    max_tokens: the budget of a problem in generated tokens, never exceeded; a
+      search stops when it cannot pay for one more candidate. None: no limit.
+    max_blocks: M, expansions of a node; 1 for no widening. Not with rules that
+      draw noise for the root's candidates: they take these to be all.
+    widening_rate: see the head.
+    widening_exponent: see the head.
 
   Raises:
     ValueError: a number out of range or an unknown name.
@@ -87,6 +104,13 @@ def mcts(
   num_candidates = step_model.num_candidates
   if capacity is None:
     capacity = 1 + num_candidates * max(num_simulations, 1)
+  check_budget(max_tokens, step_model)
+  _check(max_blocks >= 1, f"max_blocks={max_blocks}: give at least 1")
+  _check(
+    widening_rate > 0 and 0 < widening_exponent <= 1,
+    f"widening_rate={widening_rate} and widening_exponent={widening_exponent}:"
+    " give a rate above 0 and an exponent in (0, 1]",
+  )
   _check(
     num_simulations >= 1,
     f"num_simulations={num_simulations}: give at least 1",
@@ -105,6 +129,14 @@ def mcts(
   selection = make_rule(
     rule, num_candidates, num_simulations, rule_options or {}
   )
+  _check(
+    max_blocks == 1 or selection.draw_noise is None,
+    f"max_blocks={max_blocks}: rule={rule!r} with root noise takes the root's"
+    " first candidates to be all; set max_blocks=1, or the rule to uct or to"
+    " puct with dirichlet_fraction=0",
+  )
+  widening = Widening(widening_rate, widening_exponent)
+  options = {"rule": selection, "widening": widening, "discount": discount}
 
   def init(params, key, problems) -> SearchState:
     return expansion_lib.start(
@@ -114,23 +146,29 @@ def mcts(
       problems,
       capacity=capacity,
       num_leaves=num_parallel_leaves,
+      max_blocks=max_blocks,
       draw_noise=selection.draw_noise,
     )
 
+  def has_room(state: SearchState) -> jax.Array:
+    return expansion_lib.has_room(step_model, state, max_tokens)
+
   def propose(params, state: SearchState) -> SearchState:
-    waits = needs_expansion(state.tree, state.node) & ~is_done(state)
-    leaf = jnp.where(waits, state.node, NO_NODE)[:, None]
+    room = has_room(state)
+    waits = needs_expansion(state.tree, state.node, room, widening)
+    leaf = jnp.where(waits & ~is_done(state), state.node, NO_NODE)[:, None]
     if num_parallel_leaves > 1:
       leaf = look_ahead(
         state,
         leaf,
-        selection,
         num_leaves=num_parallel_leaves,
         num_simulations=num_simulations,
         virtual_loss=virtual_loss,
-        discount=discount,
+        **options,
       )
-    return expansion_lib.expand(step_model, params, state, leaf)
+    return expansion_lib.expand(
+      step_model, params, state, leaf, max_tokens=max_tokens
+    )
 
   def absorb(state: SearchState, outcome=None) -> SearchState:
     state = expansion_lib.attach(
@@ -140,7 +178,7 @@ def mcts(
       mix_prior=selection.mix_prior,
     )
     return simulate(
-      state, selection, num_simulations=num_simulations, discount=discount
+      state, has_room(state), num_simulations=num_simulations, **options
     )
 
   def is_done(state: SearchState) -> jax.Array:
@@ -158,6 +196,13 @@ def mcts(
   )
 
 
+class Widening(NamedTuple):
+  """When a node is expanded again; see the head."""
+
+  rate: float
+  exponent: float
+
+
 def enter(
   tree: Tree,
   node: jax.Array,
@@ -168,12 +213,12 @@ def enter(
 
   Returns:
     The chosen candidate `[]`, or `node` itself where it has no valid one; and
-    whether the simulation can go on from there.
+    whether it is a visited node with candidates.
   """
   candidates = one_node(tree, node, discount)
   action = choose(scores_fn(candidates), candidates.is_valid)
   has_child = jnp.any(candidates.is_valid)
-  node = jnp.where(has_child, tree.first_child[node] + action, node)
+  node = jnp.where(has_child, child_at(tree, node, action), node)
   is_inner = (tree.num_visits[node] > 0) & (
     tree.first_child[node] != UNEXPANDED
   )
@@ -181,74 +226,102 @@ def enter(
 
 
 def descend(
-  tree: Tree, noise: jax.Array, *, rule: SelectionRule, discount: float
+  tree: Tree,
+  noise: jax.Array,
+  root: jax.Array,
+  start: jax.Array,
+  can_widen: jax.Array,
+  *,
+  rule: SelectionRule,
+  widening: Widening,
+  discount: float,
 ) -> jax.Array:
-  """Selects from the root of one tree (arrays `[N]`) down.
+  """Selects from `start` of one tree (arrays `[N]`) down, one step at least.
 
   Returns:
-    `[]` the node where the simulation ends: an unvisited candidate, a finished
-    solution, a node without valid candidates, or a node to be expanded.
+    `[]` the node where the simulation ends or waits: an unvisited candidate, a
+    finished solution, a node without valid candidates, or one to be expanded.
   """
+
+  def first_scores(candidates):
+    if rule.root_scores is rule.scores:
+      return rule.scores(candidates)
+    at_root = rule.root_scores(candidates, noise)
+    return jnp.where(start == root, at_root, rule.scores(candidates))
+
+  def go_on(node, is_inner):
+    if tree.max_blocks == 1:
+      return node, is_inner
+    return node, is_inner & ~(can_widen & is_narrow(tree, node, widening))
+
   node, _ = jax.lax.while_loop(
     lambda carry: carry[1],
-    lambda carry: enter(tree, carry[0], rule.scores, discount),
-    enter(
-      tree,
-      jnp.int32(ROOT),
-      lambda candidates: rule.root_scores(candidates, noise),
-      discount,
-    ),
+    lambda carry: go_on(*enter(tree, carry[0], rule.scores, discount)),
+    go_on(*enter(tree, start, first_scores, discount)),
   )
   return node
 
 
-def resume(
-  tree: Tree,
-  node: jax.Array,
-  noise: jax.Array,
-  *,
-  rule: SelectionRule,
-  discount: float,
-) -> jax.Array:
-  """The end `[]` of a simulation that waited at `node`, expanded since.
-
-  Its candidates are all unvisited, so one step down ends it.
-  """
-
-  def scores_fn(candidates):
-    if rule.root_scores is rule.scores:
-      return rule.scores(candidates)
-    at_root = rule.root_scores(candidates, noise)
-    return jnp.where(node == ROOT, at_root, rule.scores(candidates))
-
-  child, _ = enter(tree, node, scores_fn, discount)
-  return child
-
-
-def needs_expansion(tree: Tree, node: jax.Array) -> jax.Array:
-  """True `[B]` where a simulation cannot end at `node` `[B]` nor go on."""
+def is_narrow(tree: Tree, node: jax.Array, widening: Widening) -> jax.Array:
+  """True `[]` where an expanded node of one tree is due for another block."""
+  visits = tree.num_visits[node].astype(tree.value.dtype)
+  due = widening.rate * visits**widening.exponent
+  num_blocks = tree.num_blocks[node]
   return (
+    (num_blocks > 0)
+    & (num_blocks < tree.max_blocks)
+    & (tree.num_candidates * num_blocks < due)
+  )
+
+
+def needs_expansion(
+  tree: Tree, node: jax.Array, can_widen: jax.Array, widening: Widening
+) -> jax.Array:
+  """True `[B]` where a simulation cannot end at `node` `[B]` nor go on."""
+  is_leaf = (
     (read(tree.num_visits, node) > 0)
     & (read(tree.first_child, node) == UNEXPANDED)
     & ~read(tree.is_terminal, node)
   )
+  if tree.max_blocks == 1:
+    return is_leaf
+  narrow = jax.vmap(functools.partial(is_narrow, widening=widening))(tree, node)
+  return is_leaf | (can_widen & narrow)
 
 
 def simulate(
   state: SearchState,
-  rule: SelectionRule,
+  room: jax.Array,
   *,
   num_simulations: int,
+  rule: SelectionRule,
+  widening: Widening,
   discount: float,
 ) -> SearchState:
   """Runs the simulations that need no expansion, until most trees wait.
 
   A tree that is left behind goes on in the next round from where it stands:
   which round a simulation falls into changes nothing in its tree.
+
+  Args:
+    state: after `attach`.
+    room: `[B]` True where one more expansion can be had.
+    num_simulations: of a problem.
+    rule: selection rule.
+    widening: see `Widening`.
+    discount: per step.
   """
-  options = {"rule": rule, "discount": discount}
-  descend_all = jax.vmap(functools.partial(descend, **options))
-  resume_all = jax.vmap(functools.partial(resume, **options))
+  descend_all = jax.vmap(
+    functools.partial(descend, rule=rule, widening=widening, discount=discount)
+  )
+
+  def start_all(tree):
+    """The end of a new simulation; it may have to wait at the root itself."""
+    node = descend_all(tree, state.root_noise, state.root, state.root, room)
+    if tree.max_blocks == 1:
+      return node
+    waits = needs_expansion(tree, state.root, room, widening)
+    return jnp.where(waits, state.root, node)
 
   def is_worthwhile(carry):
     _, simulations, _, is_ready = carry
@@ -264,46 +337,55 @@ def simulate(
     )
     simulations = simulations + is_ready.astype(jnp.int32)
     is_next = is_ready & (simulations < num_simulations)
-    node = jnp.where(is_next, descend_all(tree, state.root_noise), node)
-    return tree, simulations, node, is_next & ~needs_expansion(tree, node)
+    node = jnp.where(is_next, start_all(tree), node)
+    waits = needs_expansion(tree, node, room, widening)
+    return tree, simulations, node, is_next & ~waits
 
   simulations = state.cost.simulations
   is_live = (simulations < num_simulations) & ~state.is_full
-  node = jnp.where(
-    state.is_expanding[:, 0],
-    resume_all(state.tree, state.node, state.root_noise),
-    state.node,
+  # A simulation that waited at a node goes on from there.
+  resumed = descend_all(
+    state.tree, state.root_noise, state.root, state.node, room
   )
+  node = jnp.where(state.is_expanding[:, 0], resumed, state.node)
+  is_ready = is_live
+  if state.tree.max_blocks > 1:
+    # Below a node that was widened it may meet the next one that waits.
+    is_ready &= ~needs_expansion(state.tree, node, room, widening)
   tree, simulations, node, is_ready = jax.lax.while_loop(
     is_worthwhile,
     one_simulation,
-    (state.tree, simulations, node, is_live),
+    (state.tree, simulations, node, is_ready),
   )
   waits = is_live & ~is_ready & (simulations < num_simulations)
-  has_room = tree.next_free + tree.num_candidates <= tree.parent.shape[-1]
   return state.replace(
     tree=tree,
     node=node,
     cost=state.cost.replace(simulations=simulations),
-    is_full=state.is_full | (waits & ~has_room),
+    is_full=state.is_full | (waits & ~room),
   )
 
 
 def look_ahead(
   state: SearchState,
   leaf: jax.Array,
-  rule: SelectionRule,
   *,
   num_leaves: int,
   num_simulations: int,
   virtual_loss: float,
+  rule: SelectionRule,
+  widening: Widening,
   discount: float,
 ) -> jax.Array:
-  """Leaves `[B, W]`: `leaf` `[B, 1]` and up to W - 1 more; see the head."""
+  """Leaves `[B, W]`: `leaf` `[B, 1]` and up to W - 1 more; see the head.
+
+  Nodes are not widened ahead of time: that would change what is chosen there.
+  """
   num_problems, capacity = state.tree.parent.shape
+  can_widen = jnp.zeros((num_problems,), bool)
   num_candidates = state.tree.num_candidates
   descend_all = jax.vmap(
-    functools.partial(descend, rule=rule, discount=discount)
+    functools.partial(descend, rule=rule, widening=widening, discount=discount)
   )
 
   def is_looking(leaf, num_found, num_tries):
@@ -319,9 +401,11 @@ def look_ahead(
   def one_try(carry):
     tree, leaf, num_found, num_tries = carry
     is_active = is_looking(leaf, num_found, num_tries)
-    # The first try finds the leaf that the tree waits for once more.
-    node = descend_all(tree, state.root_noise)
-    waits = needs_expansion(tree, node)
+    # The first try may find the leaf that the tree waits for once more.
+    node = descend_all(
+      tree, state.root_noise, state.root, state.root, can_widen
+    )
+    waits = needs_expansion(tree, node, can_widen, widening)
     is_known = jnp.any(leaf == node[:, None], axis=-1)
     is_new = is_active & waits & ~is_known
     leaf = write(leaf, jnp.where(is_new, num_found, num_leaves), node)
@@ -348,12 +432,12 @@ def look_ahead(
 def best_finished(tree: Tree) -> jax.Array:
   """The finished solution `[B]` with the highest outcome; else NO_NODE.
 
-  Every finished candidate that an expansion made counts, visited or not: its
+  Every complete answer that an expansion made counts, visited or not: its
   outcome is known. Ties go to more visits, then to the higher prior among its
   siblings, then to the lower index.
   """
-  remaining = tree.is_terminal & tree.is_valid
-  for score in (tree.reward, tree.num_visits, tree.prior_logits):
+  remaining = tree.is_solution & tree.is_valid
+  for score in (scores(tree), tree.num_visits, tree.prior_logits):
     score = score.astype(tree.value.dtype)
     score = jnp.where(remaining, score, -jnp.inf)
     best = jnp.max(score, axis=-1, keepdims=True)
@@ -377,7 +461,7 @@ def most_visited(tree: Tree) -> jax.Array:
     returns = jnp.where(visits == most, seen.q_values, -jnp.inf)
     action = jnp.argmax(returns, axis=-1).astype(jnp.int32)
     has_child = most[:, 0] > 0
-    child = read(tree.first_child, node) + action
+    child = jax.vmap(child_at)(tree, node, action)
     return jnp.where(has_child, child, node), has_child
 
   node, _ = jax.lax.while_loop(
@@ -385,7 +469,7 @@ def most_visited(tree: Tree) -> jax.Array:
     lambda carry: one_down(carry[0]),
     one_down(jnp.full_like(tree.next_free, ROOT)),
   )
-  return jnp.where(read(tree.is_terminal, node), node, best_finished(tree))
+  return jnp.where(read(tree.is_solution, node), node, best_finished(tree))
 
 
 SELECTIONS = {"outcome": best_finished, "visits": most_visited}
@@ -397,6 +481,16 @@ def check_capacity(capacity: int, num_candidates: int) -> None:
     capacity >= 1 + num_candidates,
     f"capacity={capacity} cannot hold the root and its {num_candidates}"
     f" candidates; give at least {1 + num_candidates}",
+  )
+
+
+def check_budget(max_tokens: int | None, step_model: StepModel) -> None:
+  """A budget must pay for one candidate."""
+  least = step_model.max_candidate_tokens
+  _check(
+    max_tokens is None or max_tokens >= least,
+    f"max_tokens={max_tokens} does not pay for one candidate of up to {least}"
+    f" tokens; give at least {least}, or lower the tokens of a step",
   )
 
 

@@ -32,14 +32,14 @@ class SelectionRule(NamedTuple):
   Attributes:
     root_scores: `(candidates, noise [A]) -> [A]` at the root.
     scores: `(candidates, noise=None) -> [A]` below it.
-    draw_noise: `(key, dtype) -> [A]`, once per tree.
+    draw_noise: `(key, dtype) -> [A]`, once per tree; None for no noise.
     mix_prior: `(prior_logits [A], is_valid [A], noise [A]) -> prior_logits`
       of the root's candidates, or None where the prior stays as it is.
   """
 
   root_scores: Callable[..., jax.Array]
   scores: Callable[..., jax.Array]
-  draw_noise: Callable[..., jax.Array]
+  draw_noise: Callable[..., jax.Array] | None
   mix_prior: Callable[..., jax.Array] | None
 
 
@@ -246,7 +246,7 @@ def puct(
     return jnp.log(jnp.maximum(mixed, tiny))
 
   if dirichlet_fraction == 0:
-    return SelectionRule(scores, scores, _no_noise(num_candidates), None)
+    return SelectionRule(scores, scores, None, None)
   return SelectionRule(scores, scores, draw_noise, mix_prior)
 
 
@@ -265,7 +265,7 @@ def uct(
   """
   del num_simulations
   scores = functools.partial(uct_scores, exploration=exploration)
-  return SelectionRule(scores, scores, _no_noise(num_candidates), None)
+  return SelectionRule(scores, scores, None, None)
 
 
 def gumbel(
@@ -355,11 +355,3 @@ def check_options(
   known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
   for option in options:
     named(f"option of {owner}", option, known)
-
-
-def _no_noise(num_candidates: int) -> Callable[..., jax.Array]:
-  def draw_noise(key, dtype):
-    del key
-    return jnp.zeros((num_candidates,), dtype)
-
-  return draw_noise

@@ -1,8 +1,9 @@
 """The tree as a struct of arrays, and the arithmetic of one node.
 
 Node-centred: every array is `[B, N]`, a node's statistics belong to the node,
-and the A children of one expansion have consecutive indices, so that reading a
-node's candidates is one slice. A node is visited when a simulation passes
+and the A children of one expansion have consecutive indices, a block, so that
+reading a node's candidates is one slice. A node that was expanded again has
+several blocks, at most M, each of which names the next. A node is visited when a simulation passes
 through it, its own evaluation included: `num_visits[n]` is 1 plus the visits of
 its children, as in mctx. Functions without "one" in their name work on a batch.
 """
@@ -26,30 +27,43 @@ class Tree:
   | parent       | [B, N] | int32 index of the parent, NO_PARENT at the root |
   | depth        | [B, N] | int32 steps from the root                        |
   | first_child  | [B, N] | int32 first of A children, or UNEXPANDED         |
+  | last_block   | [B, N] | int32 first child of its last block, UNEXPANDED  |
+  | next_block   | [B, N] | int32 at the first child of a block: that of its |
+  |              |        | parent's next block, or UNEXPANDED               |
+  | num_blocks   | [B, N] | int32 expansions of the node                     |
+  | log_mass     | [B, N] | log of what its candidates' priors sum to before |
+  |              |        | they are normalised; kept where M > 1            |
   | num_visits   | [B, N] | int32 simulations that passed or ended here      |
   | mean_value   | [B, N] | mean return from here over those; 0 if unvisited |
   | value        | [B, N] | the model's estimate, 0 where terminal           |
   | reward       | [B, N] | on entering: the outcome where terminal, else 0  |
   | prior_logits | [B, N] | log prior among the valid siblings: exp sums to 1|
-  | is_terminal  | [B, N] | True at the end of a solution                    |
+  | is_terminal  | [B, N] | True where nothing can follow                    |
+  | is_solution  | [B, N] | True where an answer is complete                 |
   | is_valid     | [B, N] | False for unused slots and merged candidates     |
   | next_free    | [B]    | int32 first unused index                         |
 
-  `num_candidates` is A, static.
+  `num_candidates` is A and `max_blocks` is M, both static.
   """
 
   parent: jax.Array
   depth: jax.Array
   first_child: jax.Array
+  last_block: jax.Array
+  next_block: jax.Array
+  num_blocks: jax.Array
+  log_mass: jax.Array
   num_visits: jax.Array
   mean_value: jax.Array
   value: jax.Array
   reward: jax.Array
   prior_logits: jax.Array
   is_terminal: jax.Array
+  is_solution: jax.Array
   is_valid: jax.Array
   next_free: jax.Array
   num_candidates: int = struct.field(pytree_node=False)
+  max_blocks: int = struct.field(pytree_node=False, default=1)
 
 
 def read(array: jax.Array, node: jax.Array) -> jax.Array:
@@ -76,7 +90,11 @@ def write(array: jax.Array, node: jax.Array, update: jax.Array) -> jax.Array:
 
 
 def make_tree(
-  root_value: jax.Array, *, capacity: int, num_candidates: int
+  root_value: jax.Array,
+  *,
+  capacity: int,
+  num_candidates: int,
+  max_blocks: int = 1,
 ) -> Tree:
   """Trees that hold the root only, visited once and not yet expanded.
 
@@ -84,25 +102,41 @@ def make_tree(
     root_value: `[B]` estimate of each problem; its dtype is the tree's.
     capacity: N.
     num_candidates: A.
+    max_blocks: M.
   """
   shape = (*root_value.shape, capacity)
   zeros = jnp.zeros(shape, root_value.dtype)
   counts = jnp.zeros(shape, jnp.int32)
   no = jnp.zeros(shape, bool)
+  unexpanded = jnp.full(shape, UNEXPANDED, jnp.int32)
   return Tree(
     parent=jnp.full(shape, NO_PARENT, jnp.int32),
     depth=counts,
-    first_child=jnp.full(shape, UNEXPANDED, jnp.int32),
+    first_child=unexpanded,
+    last_block=unexpanded,
+    next_block=unexpanded,
+    num_blocks=counts,
+    log_mass=zeros,
     num_visits=counts.at[:, ROOT].set(1),
     mean_value=zeros.at[:, ROOT].set(root_value),
     value=zeros.at[:, ROOT].set(root_value),
     reward=zeros,
     prior_logits=zeros,
     is_terminal=no,
+    is_solution=no,
     is_valid=no.at[:, ROOT].set(True),
     next_free=jnp.ones(root_value.shape, jnp.int32),
     num_candidates=num_candidates,
+    max_blocks=max_blocks,
   )
+
+
+def scores(tree: Tree) -> jax.Array:
+  """What a search thinks of each node `[B, N]`: outcome where known, or value.
+
+  Of a terminal node it is the outcome, of any other the estimate.
+  """
+  return tree.reward + tree.value
 
 
 def normalize_logits(logits: jax.Array, is_valid: jax.Array) -> jax.Array:
@@ -122,21 +156,26 @@ def add_children(
   value: jax.Array,
   reward: jax.Array,
   is_terminal: jax.Array,
+  is_solution: jax.Array,
   is_valid: jax.Array,
+  sibling_logits: jax.Array | None = None,
 ) -> Tree:
   """Writes the candidates of `node` `[B, W]` as nodes; they are unvisited.
 
   Args:
     tree: the trees.
-    node: `[B, W]` nodes that were expanded.
+    node: `[B, W]` nodes that were expanded; where a node stands several times,
+      each of its blocks follows the one before.
     first_child: `[B, W]` where the candidates go; consecutive over W from
       `tree.next_free` on for the active ones.
     is_active: `[B, W]`; nothing is written where False.
-    prior_logits: `[B, W, A]`, normalised here over the valid candidates.
+    prior_logits: `[B, W, A]`, normalised here over the node's valid candidates.
     value: `[B, W, A]`.
     reward: `[B, W, A]`.
     is_terminal: `[B, W, A]`.
+    is_solution: `[B, W, A]`.
     is_valid: `[B, W, A]`.
+    sibling_logits: see `Expansion`; None adds nothing.
   """
   num_candidates = tree.num_candidates
   shape = (*node.shape, num_candidates)
@@ -148,24 +187,103 @@ def add_children(
   )
   child = jnp.where(is_active[:, :, None], child, NO_NODE).reshape(flat)
   depth = read(tree.depth, node) + 1
+  if tree.max_blocks == 1:
+    prior_logits = normalize_logits(prior_logits, is_valid)
+  else:
+    prior_logits = prior_logits - read(tree.log_mass, node)[:, :, None]
 
   def write_children(array, update):
     return write(array, child, jnp.broadcast_to(update, shape).reshape(flat))
 
-  return tree.replace(
+  tree = tree.replace(
     parent=write_children(tree.parent, node[:, :, None]),
     depth=write_children(tree.depth, depth[:, :, None]),
-    first_child=write(tree.first_child, node, first_child),
     value=write_children(tree.value, value),
     reward=write_children(tree.reward, reward),
-    prior_logits=write_children(
-      tree.prior_logits, normalize_logits(prior_logits, is_valid)
-    ),
+    prior_logits=write_children(tree.prior_logits, prior_logits),
     is_terminal=write_children(tree.is_terminal, is_terminal & is_valid),
+    is_solution=write_children(tree.is_solution, is_solution & is_valid),
     is_valid=write_children(tree.is_valid, is_valid),
     next_free=tree.next_free
     + num_candidates * jnp.sum(is_active, axis=-1, dtype=jnp.int32),
   )
+  if tree.max_blocks == 1:
+    return tree.replace(
+      first_child=write(tree.first_child, node, first_child),
+      last_block=write(tree.last_block, node, first_child),
+      num_blocks=write(tree.num_blocks, node, jnp.ones_like(node)),
+    )
+  return _renormalize(_link(tree, node, first_child), node, sibling_logits)
+
+
+def _link(tree: Tree, node: jax.Array, first_child: jax.Array) -> Tree:
+  """Hangs new blocks `[B, W]` behind the ones that their nodes have."""
+  width = node.shape[1]
+  is_same = (node[:, :, None] == node[:, None, :]) & (node != NO_NODE)[:, None]
+  index = jnp.arange(width)
+  is_earlier = is_same & (index[:, None] > index[None, :])[None]
+  num_earlier = jnp.sum(is_earlier, axis=-1, dtype=jnp.int32)
+  num_same = jnp.sum(is_same, axis=-1, dtype=jnp.int32)
+  # The block before: of an earlier entry of this call, else the node's last.
+  earlier = jnp.max(jnp.where(is_earlier, index[None, None], -1), axis=-1)
+  before = jnp.where(
+    earlier >= 0, read(first_child, earlier), read(tree.last_block, node)
+  )
+  is_first = (before == UNEXPANDED) & (node != NO_NODE)
+  is_last = num_earlier + 1 == num_same
+  before = jnp.where(node == NO_NODE, NO_NODE, before)
+  return tree.replace(
+    first_child=write(
+      tree.first_child, jnp.where(is_first, node, NO_NODE), first_child
+    ),
+    next_block=write(tree.next_block, before, first_child),
+    last_block=write(
+      tree.last_block, jnp.where(is_last, node, NO_NODE), first_child
+    ),
+    num_blocks=write(
+      tree.num_blocks, node, read(tree.num_blocks, node) + num_same
+    ),
+  )
+
+
+def _renormalize(
+  tree: Tree, node: jax.Array, sibling_logits: jax.Array | None
+) -> Tree:
+  """Priors of all candidates of `node` `[B, W]`, so that they sum to 1."""
+  child = candidate_nodes(tree, node)
+  shape = child.shape
+  child = child.reshape(node.shape[0], -1)
+  logits = read(tree.prior_logits, child).reshape(shape)
+  is_valid = (read(tree.is_valid, child) & (child != NO_NODE)).reshape(shape)
+  log_mass = read(tree.log_mass, node)
+  if sibling_logits is not None:
+    more = sibling_logits.astype(logits.dtype) - log_mass[:, :, None]
+    num_old = more.shape[-1]
+    old = jnp.logaddexp(logits[..., :num_old], more)
+    logits = jnp.concatenate([old, logits[..., num_old:]], axis=-1)
+  lowest = jnp.finfo(logits.dtype).min
+  mass = jax.nn.logsumexp(jnp.where(is_valid, logits, lowest), axis=-1)
+  logits = jnp.where(is_valid, logits - mass[:, :, None], lowest)
+  # A node without valid candidates keeps its mass, which is then never read.
+  log_mass = jnp.where(jnp.any(is_valid, axis=-1), log_mass + mass, log_mass)
+  return tree.replace(
+    prior_logits=write(tree.prior_logits, child, logits.reshape(child.shape)),
+    log_mass=write(tree.log_mass, node, log_mass),
+  )
+
+
+def candidate_nodes(tree: Tree, node: jax.Array) -> jax.Array:
+  """The M * A candidates `[B, W, M * A]` of `node` `[B, W]`, else NO_NODE."""
+  start = read(tree.first_child, node)
+  starts = [jnp.where(node == NO_NODE, UNEXPANDED, start)]
+  for _ in range(tree.max_blocks - 1):
+    after = read(tree.next_block, starts[-1])
+    starts.append(jnp.where(starts[-1] == UNEXPANDED, UNEXPANDED, after))
+  start = jnp.stack(starts, axis=-1)[..., None]
+  within = jnp.arange(tree.num_candidates, dtype=jnp.int32)
+  child = start + within[None, None, None]
+  child = jnp.where(start == UNEXPANDED, NO_NODE, child)
+  return child.reshape(*node.shape, -1)
 
 
 @struct.dataclass
@@ -195,22 +313,42 @@ def one_node(tree: Tree, node: jax.Array, discount: float) -> Candidates:
   """The candidates of a node of one tree (arrays `[N]`), expanded or not.
 
   Of an unexpanded node the candidates are some other nodes', all marked
-  invalid.
+  invalid; so are those of blocks that it does not have.
   """
-  first = tree.first_child[node]
+  starts = block_starts(tree, node)
+  exists = jnp.repeat(starts != UNEXPANDED, tree.num_candidates)
 
   def children(array):
-    return jax.lax.dynamic_slice_in_dim(array, first, tree.num_candidates)
+    blocks = [
+      jax.lax.dynamic_slice_in_dim(array, start, tree.num_candidates)
+      for start in starts
+    ]
+    return jnp.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
   return Candidates(
     num_visits=children(tree.num_visits),
     q_values=children(tree.reward) + discount * children(tree.mean_value),
     prior_logits=children(tree.prior_logits),
-    is_valid=children(tree.is_valid) & (first != UNEXPANDED),
+    is_valid=children(tree.is_valid) & exists,
     node_visits=tree.num_visits[node],
     node_mean=tree.mean_value[node],
     node_value=tree.value[node],
   )
+
+
+def block_starts(tree: Tree, node: jax.Array) -> jax.Array:
+  """First children `[M]` of the blocks of a node of one tree, or UNEXPANDED."""
+  starts = [tree.first_child[node]]
+  for _ in range(tree.max_blocks - 1):
+    after = tree.next_block[starts[-1]]
+    starts.append(jnp.where(starts[-1] == UNEXPANDED, UNEXPANDED, after))
+  return jnp.stack(starts)
+
+
+def child_at(tree: Tree, node: jax.Array, action: jax.Array) -> jax.Array:
+  """The node behind a candidate (action in `[0, M * A)`) of one tree."""
+  block, within = jnp.divmod(action, tree.num_candidates)
+  return block_starts(tree, node)[block] + within
 
 
 def backup(
@@ -258,7 +396,7 @@ def backup(
 
 
 def child_visits(tree: Tree, node: jax.Array) -> jax.Array:
-  """Visits `[B, A]` of the children of `node` `[B]`; 0 where unexpanded."""
+  """Visits `[B, M * A]` of the children of `node` `[B]`; 0 where unexpanded."""
 
   def one(tree, node):
     seen = one_node(tree, node, 1.0)
@@ -268,7 +406,7 @@ def child_visits(tree: Tree, node: jax.Array) -> jax.Array:
 
 
 def visit_probs(tree: Tree, node: jax.Array) -> jax.Array:
-  """Normalised child visits `[B, A]` of `node` `[B]`.
+  """Normalised child visits `[B, M * A]` of `node` `[B]`.
 
   AlphaGo Zero's policy target (Silver et al., 2017). All zeros where no child
   was visited, so that such a node teaches nothing.

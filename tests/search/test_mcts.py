@@ -172,6 +172,58 @@ def test_looking_ahead_changes_no_visit_and_saves_rounds(rule, float64):
   assert calls[1] < 0.7 * calls[0]
 
 
+@pytest.mark.parametrize("rule", ["puct", "uct"])
+@pytest.mark.parametrize("num_leaves", [1, 3])
+def test_widening_is_that_of_a_dictionary_search(rule, num_leaves, float64):
+  """Two candidates an expansion of the world's six, in up to three of them."""
+  world = random_graph(21, num_candidates=6, terminal_rate=0.2)
+  _, run = table_search(
+    num_candidates=2,
+    rule=rule,
+    num_simulations=60,
+    num_parallel_leaves=num_leaves,
+    max_blocks=3,
+    widening_rate=0.8,
+    widening_exponent=0.6,
+    capacity=1 + 2 * 200,
+  )
+  roots = list(range(NUM_ROOTS))
+  state = run(world.params, jax.random.key(0), problems(roots))
+  assert not np.any(state.is_full)
+  blocks = np.asarray(state.tree.num_blocks)
+  assert {1, 2, 3} <= set(blocks[blocks > 0].tolist())
+  for row, root in enumerate(roots):
+    oracle = DictionaryMCTS(
+      world,
+      root,
+      rule=rule,
+      num_simulations=60,
+      block=2,
+      widening=(0.8, 0.6),
+    )
+    assert visits_by_path(state.tree, row) == oracle.visits
+
+
+def test_a_token_budget_is_spent_and_never_exceeded(float64):
+  """Steps of the table cost 3 tokens; the last expansion is cut to one."""
+  world = random_graph(5, num_candidates=4)
+  roots = list(range(NUM_ROOTS))
+  spent = {}
+  for num_leaves in (1, 4):
+    _, run = table_search(
+      num_candidates=4,
+      num_simulations=200,
+      num_parallel_leaves=num_leaves,
+      max_tokens=41,
+    )
+    state = run(world.params, jax.random.key(0), problems(roots))
+    assert np.all(state.is_full)
+    spent[num_leaves] = np.asarray(state.cost.generated_tokens)
+    np.testing.assert_array_equal(spent[num_leaves], 39)
+    # 13 candidates: three whole expansions and the first of a fourth.
+    np.testing.assert_array_equal(np.sum(state.tree.is_valid, axis=-1), 14)
+
+
 @pytest.mark.parametrize(
   "rule, rule_options",
   [
@@ -264,9 +316,9 @@ def test_solutions_are_chosen_by_outcome_or_by_visits(float64):
   assert float(tree.reward[0, best_finished(tree)[0]]) == 1.0
   assert int(most_visited(tree)[0]) == left + 1
   # Where the path of most visits ends at no solution, the best one counts.
-  is_terminal = np.asarray(tree.is_terminal).copy()
-  is_terminal[0, left + 1] = False
-  unfinished = tree.replace(is_terminal=jnp.asarray(is_terminal))
+  is_solution = np.asarray(tree.is_solution).copy()
+  is_solution[0, left + 1] = False
+  unfinished = tree.replace(is_solution=jnp.asarray(is_solution))
   assert int(most_visited(unfinished)[0]) == int(best_finished(tree)[0])
 
 
@@ -274,7 +326,7 @@ def test_equal_outcomes_go_to_visits_then_prior_then_index():
   tree = make_tree(jnp.array([0.5]), capacity=4, num_candidates=3)
   tree = tree.replace(
     reward=jnp.array([[0.0, 0.5, 0.5, 0.5]]),
-    is_terminal=jnp.array([[False, True, True, True]]),
+    is_solution=jnp.array([[False, True, True, True]]),
     is_valid=jnp.array([[True, True, True, True]]),
   )
   assert int(best_finished(tree)[0]) == 1
@@ -291,6 +343,10 @@ def test_equal_outcomes_go_to_visits_then_prior_then_index():
 @pytest.mark.parametrize(
   "options, message",
   [
+    ({"max_tokens": 2}, "max_tokens=2 does not pay for one candidate"),
+    ({"max_blocks": 0}, "max_blocks=0: give at least 1"),
+    ({"max_blocks": 2, "rule": "gumbel"}, "takes the root's first candidates"),
+    ({"widening_exponent": 1.5}, "an exponent in"),
     ({"num_simulations": 0}, "num_simulations=0: give at least 1"),
     ({"capacity": 4}, "capacity=4 cannot hold .* give at least 5"),
     ({"num_parallel_leaves": 0}, "num_parallel_leaves=0"),

@@ -37,6 +37,7 @@ def two_trees():
       value=jnp.full(shape, 0.5),
       reward=jnp.broadcast_to(jnp.array([0.0, 0.3]), shape),
       is_terminal=jnp.zeros(shape, bool),
+      is_solution=jnp.zeros(shape, bool),
       is_valid=jnp.broadcast_to(jnp.array([True, node[0] != [2]]), shape),
     )
   return tree
