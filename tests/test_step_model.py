@@ -15,8 +15,8 @@ import pytest
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import make_network
 from o1jax.policy.sample import DecodedRows, make_controls
-from o1jax.search.contracts import Request
 from o1jax.search import NO_PARENT, ROOT, make_strategy, run_on_device
+from o1jax.search.contracts import Request
 from o1jax.step_model import make_step_model, sampled_priors
 from o1jax.types import ProblemBatch
 from policies import drawn_anew
@@ -479,6 +479,45 @@ def test_endless_steps_are_terminal_with_outcome_0():
   for name in (*STORE_FIELDS, "last_hidden"):
     old, new = (getattr(store, name)[1, : 1 + A] for store in (before, after))
     np.testing.assert_array_equal(old, new)
+
+
+def test_a_widened_node_merges_and_weighs_over_all_its_draws():
+  """Each distinct step once, with prior (draws) * p / q over all draws."""
+  strategy = make_strategy(
+    "mcts",
+    step_model(num_candidates=2, num_rollouts=0),
+    num_simulations=40,
+    capacity=1 + 2 * 24,
+    max_blocks=4,
+  )
+  state = run_on_device(strategy)(params(), jax.random.key(6), PROBLEMS)
+  tree, store = jax.tree.map(
+    np.asarray, (state.tree, state.node_state.replace(prompt=None))
+  )
+  assert np.max(tree.num_blocks) == 4
+  num_merged = 0
+  for row in range(B):
+    for node in np.flatnonzero(tree.num_blocks[row] > 0):
+      drawn = np.flatnonzero(tree.parent[row] == node)
+      weights, first = {}, {}
+      for child in drawn:
+        step = tuple(store.tokens[row, child, : store.lengths[row, child]])
+        ratio = np.sum(
+          store.policy_log_probs[row, child]
+          - store.behavior_log_probs[row, child]
+        )
+        weights[step] = weights.get(step, 0.0) + np.exp(ratio)
+        first.setdefault(step, child)
+      valid = drawn[tree.is_valid[row, drawn]]
+      assert valid.tolist() == list(first.values())
+      num_merged += len(drawn) - len(valid)
+      expected = np.array([weights[step] for step in first])
+      np.testing.assert_allclose(
+        np.exp(tree.prior_logits[row, valid]),
+        expected / expected.sum(),
+        atol=2e-5,
+      )
+  assert num_merged > 3
 
 
 def test_votes_keep_every_candidate():

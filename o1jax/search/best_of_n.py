@@ -1,8 +1,8 @@
 """Best-of-N: N whole solutions from the root, the one with the best outcome.
 
 The step model, at solution granularity, proposes A candidates of the root in a
-round, N in all. With N = 1 it is greedy or plain sampling; majority vote is the same
-search with `vote` over the answers in place of `select`.
+round, N in all. With N = 1 it is greedy or plain sampling; majority vote is the
+same search with `vote` over the answers in place of `select`.
 """
 
 import jax

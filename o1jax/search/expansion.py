@@ -2,8 +2,8 @@
 
 Keys: a tree's key is fold_in(key, seed of its problem), split for the root's
 noise and the expansions; an expansion's is fold_in(tree key, path id), where a
-node's further expansions have path ids of their own. Path ids are kept rather than keys because the checker of key reuse cannot follow keys
-through a gather.
+node's further expansions have ids of their own. Path ids are kept rather than
+keys because the checker of key reuse cannot follow keys through a gather.
 """
 
 import jax

@@ -3,9 +3,10 @@
 Node-centred: every array is `[B, N]`, a node's statistics belong to the node,
 and the A children of one expansion have consecutive indices, a block, so that
 reading a node's candidates is one slice. A node that was expanded again has
-several blocks, at most M, each of which names the next. A node is visited when a simulation passes
-through it, its own evaluation included: `num_visits[n]` is 1 plus the visits of
-its children, as in mctx. Functions without "one" in their name work on a batch.
+several blocks, at most M, each of which names the next. A node is visited when
+a simulation passes through it, its own evaluation included: `num_visits[n]` is
+1 plus the visits of its children, as in mctx. Functions without "one" in their
+name work on a batch.
 """
 
 import jax
