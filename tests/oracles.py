@@ -1,7 +1,9 @@
 """Slow and obvious oracles."""
 
 import math
+from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from o1jax.search.tree import UNEXPANDED, Tree
@@ -219,3 +221,173 @@ def best_first_steps(world: World, root: int) -> list[int]:
 
   scores = best(root)
   return [a for a, score in enumerate(scores) if score == max(scores)]
+
+
+class Draws:
+  """What `chance_model` with one candidate draws, by path, one at a time.
+
+  The key of an expansion is that of the problem's tree folded with a hash of
+  the path to the node and of how often it was expanded before.
+  """
+
+  def __init__(self, world: World, key, seed: int, are_answers: bool = False):
+    self.world = world
+    self.are_answers = are_answers
+    self.tree_key = jax.random.split(jax.random.fold_in(key, seed))[1]
+    self.state = {(): 0}
+    self.path_id = {(): 0}
+    self.is_valid = {(): True}
+    self.is_terminal = {(): False}
+    self.score = {(): float(world.root_value[0])}
+
+  def expand(self, path: Path, block: int) -> Path:
+    """Draws the candidate that `path` gets in its block of that number."""
+    node, world, state = self.path_id[path], self.world, self.state[path]
+    own = node if block == 0 else mix(node, -block)
+    key = jax.random.fold_in(self.tree_key, np.uint32(own))
+    action = int(jax.random.categorical(key, world.prior_logits[state]))
+    child = (*path, block)
+    self.path_id[child] = mix(node, block)
+    self.state[child] = int(world.child[state, action])
+    self.is_valid[child] = bool(world.is_valid[state, action])
+    self.is_terminal[child] = bool(world.is_terminal[state, action])
+    is_solution = self.are_answers or self.is_terminal[child]
+    table = world.outcome if is_solution else world.value
+    self.score[child] = float(table[state, action])
+    return child
+
+
+def mix(path_id: int, action: int) -> int:
+  """Hash of a child's path: MurmurHash3's finalizer, in whole numbers."""
+  mixed = (path_id * 0x9E3779B1 + action + 1) % 2**32
+  mixed = (mixed ^ mixed >> 16) * 0x85EBCA6B % 2**32
+  mixed = (mixed ^ mixed >> 13) * 0xC2B2AE35 % 2**32
+  return mixed ^ mixed >> 16
+
+
+def grow_chains(
+  draws: Draws,
+  *,
+  num_chains: int,
+  num_starts: int,
+  num_nodes: int,
+  stops: Callable[[list[Path]], set[Path]],
+) -> list[Path]:
+  """The last nodes of all chains that ended, within so many drawn nodes.
+
+  `stops` gets the live chains and says which of them end.
+  """
+  live: list[Path] = []
+  ended: list[Path] = []
+  num_started = spent = 0
+  while True:
+    live.sort(key=lambda path: -len(path))
+    num_new = min(num_chains - len(live), num_starts - num_started)
+    leaves = [*live, *[()] * num_new][: num_nodes - spent]
+    if not leaves:
+      return ended
+    live = live[len(leaves) :]
+    for leaf in leaves:
+      child = draws.expand(leaf, 0 if leaf else num_started)
+      num_started += not leaf
+      spent += 1
+      if not draws.is_valid[child]:
+        ended += [leaf] if leaf else []
+      elif draws.is_terminal[child]:
+        ended.append(child)
+      else:
+        live.append(child)
+    live.sort(key=lambda path: -len(path))
+    stopped = stops(live)
+    ended += [path for path in live if path in stopped]
+    live = [path for path in live if path not in stopped]
+
+
+def lowest_share(draws: Draws, rate: float) -> Callable:
+  """The rule of speculative rejection for `grow_chains`."""
+
+  def stops(live: list[Path]) -> set[Path]:
+    kept = sorted(live, key=lambda path: -draws.score[path])
+    return set(kept[len(live) - int(len(live) * rate) :])
+
+  return stops
+
+
+def stopped_answers(
+  draws: Draws, num_revisions: int, threshold: float, patience: int
+) -> Callable:
+  """The rules of revisions for `grow_chains`."""
+
+  def is_over(path: Path) -> bool:
+    scores = [draws.score[path[:n]] for n in range(1, len(path) + 1)]
+    is_stuck = len(scores) > patience and (
+      max(scores[-patience:]) <= max(scores[:-patience])
+    )
+    is_good = scores[-1] >= threshold
+    return len(path) > num_revisions or is_good or is_stuck
+
+  return lambda live: {path for path in live if is_over(path)}
+
+
+def visits_of(ended: list[Path]) -> dict[Path, int]:
+  """Visits of all nodes after one simulation to each of these."""
+  visits: dict[Path, int] = {(): 1}
+  for path in ended:
+    for depth in range(len(path) + 1):
+      visits[path[:depth]] = visits.get(path[:depth], 0) + 1
+  return visits
+
+
+class DictionaryMCTSr:
+  """MCT Self-Refine's published recurrences, on answers drawn one by one."""
+
+  def __init__(
+    self,
+    draws: Draws,
+    *,
+    num_simulations: int,
+    max_children: int,
+    exploration: float,
+  ):
+    self.draws = draws
+    self.exploration = exploration
+    self.max_children = max_children
+    self.children: dict[Path, list[Path]] = {(): []}
+    self.num_drawn = {(): 0}
+    self.visits = {(): 1}
+    self.quality = {(): draws.score[()]}
+    for _ in range(num_simulations):
+      nodes = [path for path in self.quality if self.is_open(path)]
+      if not nodes:
+        break
+      self.refine(max(nodes, key=self.uct))
+
+  def is_open(self, path: Path) -> bool:
+    """Not fully expanded, and not an answer that nothing can follow."""
+    if self.draws.is_terminal[path]:
+      return False
+    below = [self.quality[child] for child in self.children[path]]
+    has_better = not below or max(below) > self.quality[path]
+    return self.num_drawn[path] < self.max_children or not has_better
+
+  def uct(self, path: Path) -> float:
+    father = self.visits[path[:-1]]
+    explore = math.sqrt((math.log(father) + 1) / (self.visits[path] + 1e-5))
+    return self.quality[path] + self.exploration * explore
+
+  def refine(self, path: Path) -> None:
+    """One simulation: a visit, a revision, and its score on the way up."""
+    child = self.draws.expand(path, self.num_drawn[path])
+    self.num_drawn[path] += 1
+    self.visits[path] += 1
+    if not self.draws.is_valid[child]:
+      return
+    self.children[path].append(child)
+    self.children[child], self.num_drawn[child] = [], 0
+    self.visits[child] = 1
+    rewards = [self.draws.score[child]]
+    self.quality[child] = (min(rewards) + sum(rewards) / len(rewards)) / 2
+    for depth in range(len(path), -1, -1):
+      above = path[:depth]
+      best = max(self.quality[below] for below in self.children[above])
+      self.quality[above] = (self.draws.score[above] + best) / 2

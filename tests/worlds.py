@@ -311,3 +311,152 @@ def with_noise(world: World, seed: int) -> dict[str, Any]:
   """The world's table with Gumbel noise for each state as a root."""
   noise = np.random.default_rng(seed).gumbel(size=world.child.shape)
   return {**world.params, "root_noise": jnp.asarray(noise)}
+
+
+def chance_model(num_candidates: int, are_answers: bool = False) -> StepModel:
+  """Draws each candidate from the prior of the world's state.
+
+  A candidate costs its tokens even where it is not valid. The node state is the
+  table's state of each node `[B, N]`.
+
+  Args:
+    num_candidates: A.
+    are_answers: every candidate is a whole answer, which may be revised where
+      it is not terminal.
+  """
+
+  def root_fn(params, problems, capacity):
+    root = problems.tokens[:, 0]
+    state = jnp.full((root.shape[0], capacity), -1, jnp.int32)
+    return (
+      params["root_value"][root],
+      problems.lengths,
+      state.at[:, 0].set(root),
+    )
+
+  def step_fn(params, keys, request, states):
+    state = read(states, request.node)
+    draw = jax.vmap(
+      jax.vmap(
+        functools.partial(jax.random.categorical, shape=(num_candidates,))
+      )
+    )
+    logits = params["prior_logits"][state]
+    chosen = draw(keys, jnp.where(request.num_rows[..., None] > 0, logits, 0.0))
+
+    def look_up(field):
+      return jnp.take_along_axis(params[field][state], chosen, axis=-1)
+
+    within = jnp.arange(num_candidates, dtype=jnp.int32)[None, None]
+    child = request.first_child[:, :, None] + within
+    flat = (state.shape[0], -1)
+    states = write(states, child.reshape(flat), look_up("child").reshape(flat))
+    is_drawn = first_rows(request, num_candidates)
+    tokens = TOKENS_PER_STEP * jnp.sum(is_drawn, axis=(1, 2), dtype=jnp.int32)
+    is_terminal = look_up("is_terminal")
+    return (
+      Expansion(
+        prior_logits=jnp.zeros(chosen.shape, params["value"].dtype),
+        is_valid=look_up("is_valid") & is_drawn,
+        is_terminal=is_terminal,
+        is_solution=jnp.ones_like(is_terminal) if are_answers else is_terminal,
+        value=look_up("value"),
+        outcome=look_up("outcome"),
+        generated_tokens=tokens,
+        forward_tokens=tokens,
+      ),
+      states,
+    )
+
+  return StepModel(num_candidates, root_fn, step_fn, TOKENS_PER_STEP)
+
+
+def corridors(value_of_good: float, value_of_bad: float) -> World:
+  r"""A first step that decides all, and seven more until that is known.
+
+        0
+  1/8  / \  7/8        good: value_of_good all the way, outcome 1
+      1   8            bad:  value_of_bad all the way, outcome 0
+      :   :
+      7  14
+      |   |
+      T   T
+  """
+  state = np.arange(15)
+  child = np.stack([state + 1, np.where(state == 0, 8, state + 1)], axis=-1)
+  is_good = np.stack([state < 8, (0 < state) & (state < 8)], axis=-1)
+  is_last = np.isin(state, (7, 14))[:, None] & np.ones((1, 2), bool)
+  return World(
+    root_value=np.full(15, 0.125),
+    child=np.where(is_last, 0, child).astype(np.int32),
+    prior_logits=np.log(np.tile([0.125, 0.875], (15, 1))),
+    value=np.where(is_good, value_of_good, value_of_bad),
+    outcome=np.where(is_good, 1.0, 0.0),
+    is_terminal=is_last,
+    is_valid=np.ones((15, 2), bool),
+  )
+
+
+def revisable(fix_rate: float, wrong: float = 0.0) -> World:
+  r"""Answers, right once in eight; a wrong one is put right at `fix_rate`.
+
+         0
+   1/8  / \  7/8
+       1   2 ---.        1: right, outcome 1, and so are its revisions
+           | ^  |        2: wrong, outcome `wrong`
+  fix_rate |  \_|  else
+           1
+  """
+  rates = np.clip([0.125, 1.0, fix_rate], 1e-9, 1 - 1e-9)
+  shape = (3, 2)
+  outcome = np.tile([1.0, wrong], (3, 1))
+  return World(
+    root_value=np.full(3, 0.125),
+    child=np.tile(np.array([1, 2], np.int32), (3, 1)),
+    prior_logits=np.log(np.stack([rates, 1 - rates], axis=-1)),
+    value=outcome,
+    outcome=outcome,
+    is_terminal=np.zeros(shape, bool),
+    is_valid=np.ones(shape, bool),
+  )
+
+
+def ladder(num_rungs: int = 5) -> World:
+  r"""Answers that a revision takes one rung up or down, with even chances.
+
+  0 -> 1 <-> 2 <-> 3 <-> 4 <-> 5      rung r has outcome r / 5
+  """
+  rung = np.arange(num_rungs + 1)
+  up = np.minimum(rung + 1, num_rungs)
+  down = np.maximum(rung - 1, 1)
+  child = np.stack([up, down], axis=-1).astype(np.int32)
+  outcome = child / num_rungs
+  return World(
+    root_value=rung / num_rungs,
+    child=child,
+    prior_logits=np.zeros(child.shape),
+    value=outcome,
+    outcome=outcome,
+    is_terminal=np.zeros(child.shape, bool),
+    is_valid=np.ones(child.shape, bool),
+  )
+
+
+@functools.cache
+def chain_search(
+  name: str, are_answers: bool = False, num_candidates: int = 1, **options
+) -> tuple[Strategy, Callable[..., SearchState]]:
+  """A strategy over candidates drawn by chance, compiled once for all tests."""
+  model = chance_model(num_candidates, are_answers)
+  strategy = make_strategy(name, model, **options)
+  return strategy, run_on_device(strategy)
+
+
+def share_solved(search, world: World, num_problems: int = 64) -> float:
+  """Share of problems, all at state 0, whose chosen answer has outcome 1."""
+  strategy, run = search
+  batch = problems(np.zeros(num_problems), seeds=np.arange(num_problems))
+  state = run(world.params, jax.random.key(0), batch)
+  chosen = strategy.select(state)
+  score = read(state.tree.reward + state.tree.value, chosen)
+  return float(np.mean((np.asarray(chosen) != NO_NODE) & (score == 1.0)))
