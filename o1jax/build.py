@@ -39,7 +39,7 @@ GROUPS = {
   "tokenizer": (train_tokenizer, {"texts"}),
   "lengths": (Lengths, set()),
   "network": (TransformerConfig, {"vocab_size"}),
-  "search": (Solver, {"policy", "mesh", "task", "steps_from_host"}),
+  "search": (Solver, {"policy", "mesh", "task", "steps_from_host", "guidance_functions"}),
   "learn.optimizer": (make_optimizer, {"total_updates"}),
   "experience": (Experience, set()),
   "evaluation": (Evaluator, {"policy", "task", "mesh"}),
@@ -50,9 +50,11 @@ OPEN_GROUPS = (
   "initialize.rows.",
   "search.rule_options.",
   "search.options.",
+  "search.guidance.",
   "learn.rows.",
   "evaluation.rule_options.",
   "evaluation.options.",
+  "evaluation.guidance.",
 )
 
 # All other fields, and numbers of the groups above: the least that each may

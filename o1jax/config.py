@@ -32,8 +32,19 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
 MANIFEST = "manifest.json"
-# Groups of counts to which an override may add.
-ROW_GROUPS = ("initialize.rows", "learn.rows")
+# Groups to which an override may add, and what a new field is before it is set:
+# a count, a weight, or an option of any type.
+OPEN_GROUPS = {
+  "initialize.rows": 0,
+  "learn.rows": 0,
+  "search.guidance": 0.0,
+  "search.options": None,
+  "search.rule_options": None,
+  "evaluation.guidance": 0.0,
+  "evaluation.rule_options": None,
+}
+# One whose fields are groups of options.
+GROUP_OF_OPTIONS = "evaluation.options"
 
 # Packages whose version can change what a run computes.
 PACKAGES = (
@@ -103,8 +114,8 @@ def apply_overrides(config: "ConfigDict", overrides: Sequence[str]) -> None:
 
   The value is read as the type that the field has: true or false, a whole
   number, a number, a text, or a tuple such as 2,4 or (2,4). A field that is
-  None takes any of them. Kinds of rows may be added to a batch, since a config
-  lists only those that it has.
+  None takes any of them. Kinds of rows, guidances and options may be added,
+  since a config lists only those that it sets.
 
   Raises:
     UserError: an unknown field, a group of fields, or a wrong type.
@@ -122,9 +133,7 @@ def apply_overrides(config: "ConfigDict", overrides: Sequence[str]) -> None:
         raise UserError(
           f"unknown config field {name}: {'.'.join(seen)} is a value"
         )
-      if word not in group and ".".join(seen) in ROW_GROUPS:
-        with group.unlocked():
-          group[word] = 0
+      _open_field(group, ".".join(seen), word)
       if word not in group:
         raise UserError(
           f"unknown config field {name}{nearest(list(flatten(config)), name)}"
@@ -137,6 +146,21 @@ def apply_overrides(config: "ConfigDict", overrides: Sequence[str]) -> None:
         + ", ".join(f"{name}.{key}" for key in group)
       )
     parent[field] = _parse_value(name, text, group)
+
+
+def _open_field(group: "ConfigDict", name: str, word: str) -> None:
+  """Adds the field `word` to the group where a config leaves that open."""
+  from ml_collections import ConfigDict
+
+  if word in group:
+    return
+  with group.unlocked():
+    if name in OPEN_GROUPS:
+      group[word] = OPEN_GROUPS[name]
+    elif name == GROUP_OF_OPTIONS:
+      group[word] = ConfigDict()
+    elif name.startswith(GROUP_OF_OPTIONS + "."):
+      group[word] = None
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -30,7 +30,7 @@ from o1jax.types import Problem, Verdict
 
 BOOTSTRAP_SEED = 7
 NUM_RESAMPLES = 1000
-SIMULATIONS_PER_NODE = 16
+SIMULATIONS_PER_NODE = 32
 CUT_OFF = Verdict(is_correct=False, reason="cut off", answer=None)
 
 
@@ -92,6 +92,7 @@ class Evaluator:
     temperature: float,
     rule: str,
     reward: str = "value",
+    guidance: Mapping[str, float] | None = None,
     rule_options: Mapping[str, Any] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
   ):
@@ -106,6 +107,7 @@ class Evaluator:
       temperature: of all but greedy.
       rule: selection rule of tree search.
       reward: what searches select by, "value" or "checker".
+      guidance: what scores candidates; see `Solver`.
       rule_options: constants of the rule; see search/selection.py.
       options: by strategy, more of its options; see `Solver`.
 
@@ -124,6 +126,7 @@ class Evaluator:
       temperature=temperature,
       rule=rule,
       reward=reward,
+      guidance=guidance,
       rule_options=rule_options,
     )
     self._strategy_options = dict(options or {})

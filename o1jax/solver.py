@@ -29,6 +29,7 @@ from o1jax.policy.network import Network
 from o1jax.policy.tokenizer import Tokenizer
 from o1jax.reward.outcome import Verifier
 from o1jax.search import contracts, driver, strategies, voting
+from o1jax.search.guidance import Guidance
 from o1jax.search.tree import NO_NODE, ROOT
 from o1jax.tasks.task import Task
 from o1jax.types import Problem, ProblemBatch
@@ -167,6 +168,8 @@ class Solver:
     mesh: Mesh,
     task: Task,
     reward: str = "value",
+    guidance: Mapping[str, float] | None = None,
+    guidance_functions: Mapping[str, Guidance] | None = None,
     num_workers: int = 0,
     num_candidates: int = 1,
     num_simulations: int = 1,
@@ -195,7 +198,11 @@ class Solver:
       batch_size: problems searched at a time; shorter lists are padded.
       mesh: problems are shared out over its data and fsdp axes.
       task: its checker is the reward, and it reads the answers that vote.
-      reward: "checker", or "value" for the value head's estimate.
+      reward: what judges a finished solution: "checker", or "value" for the
+        guidance's own score.
+      guidance: weights by name of what scores candidates, see
+        search/guidance.py; None for the value head alone.
+      guidance_functions: guidances of one's own by name.
       num_workers: processes to check in; 0 checks in this one. With processes
         a batch is searched as two halves, where these divide over the mesh:
         the device works on one while the texts of the other are checked.
@@ -261,6 +268,8 @@ class Solver:
       memory=memory,
       merge_duplicates=is_tree,
       num_rollouts=num_rollouts if is_tree else 0,
+      guidance=guidance,
+      guidance_functions=guidance_functions,
     )
     strategy_options = {}
     if is_tree:

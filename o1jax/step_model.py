@@ -18,6 +18,7 @@ or whole solutions (eos alone, depth 1).
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from o1jax.policy import cache as cache_lib
 from o1jax.policy import sample
 from o1jax.policy.network import Network
 from o1jax.search import contracts
+from o1jax.search import guidance as guidance_lib
 from o1jax.search.tree import NO_NODE, ROOT
 from o1jax.types import ProblemBatch
 
@@ -57,6 +59,7 @@ class NodeStore:
     is_finished: `[B, N + A]` True where the step ends with the end mark.
     behavior_log_probs: `[B, N + A, S]` of the distribution drawn from.
     policy_log_probs: `[B, N + A, S]` of the model itself.
+    log_prob: `[B, N + A]` of the solution up to each node under the policy.
     last_hidden: `[B, N + A, D]` hidden state at the last token (tree memory).
     keys, values: per layer `[B, N + A, J, S, E]` (tree memory), else ().
     rollout_tokens: `[B, N + A, M, T]` rollouts from each node; M may be 0.
@@ -73,6 +76,7 @@ class NodeStore:
   is_finished: jax.Array
   behavior_log_probs: jax.Array
   policy_log_probs: jax.Array
+  log_prob: jax.Array
   last_hidden: jax.Array | None
   keys: tuple[jax.Array, ...]
   values: tuple[jax.Array, ...]
@@ -127,6 +131,8 @@ def make_step_model(
   memory: str = "tree",
   merge_duplicates: bool = True,
   num_rollouts: int = 0,
+  guidance: Mapping[str, float] | None = None,
+  guidance_functions: Mapping[str, guidance_lib.Guidance] | None = None,
 ) -> contracts.StepModel:
   """Builds the seam between a policy and a tree search.
 
@@ -144,7 +150,10 @@ def make_step_model(
       for having been sampled; False keeps each (for votes).
     num_rollouts: M continuations sampled from every candidate to the end of
       the solution; the estimate of its outcome is the mean of their values. 0
-      takes the value of the candidate itself.
+      takes the guidance's score of the candidate itself.
+    guidance: weights by name of what scores candidates; None for the value
+      head. See search/guidance.py.
+    guidance_functions: guidances of one's own by name.
 
   Returns:
     A `StepModel` whose `node_state` is a `NodeStore`.
@@ -161,6 +170,9 @@ def make_step_model(
     )
   if num_rollouts and max_depth == 1:
     raise ValueError("num_rollouts needs max_depth of 2 or more: set it to 0")
+  guide, least_score = guidance_lib.weighted_sum(
+    {"value": 1.0} if guidance is None else guidance, guidance_functions
+  )
   keeps_cache = memory == "tree"
   max_rollout_tokens = max_step_tokens * (max_depth - 1) if num_rollouts else 0
   decode = functools.partial(
@@ -224,11 +236,11 @@ def make_step_model(
       is_valid, sibling_logits = merge_into_siblings(
         store, request.siblings, split(rows.tokens), is_valid, prior_logits
       )
-    value = split(network.value(params, rows.last_hidden))
+    new = _new_nodes(store, node, end, depth, rows, keeps_cache)
+    value = split(guide(_signals(network, params, rows, new, store, node)))
     # A solution that was cut off has no answer, whatever its value says.
-    outcome = jnp.where(ended | ~is_terminal, value, 0.0)
+    outcome = jnp.where(ended | ~is_terminal, value, least_score)
     generated = split(rows.lengths).sum((1, 2))
-    tokens = None
     if num_rollouts:
       tokens, mean_value, rolled = _roll_out(
         functools.partial(decode, max_new_tokens=max_rollout_tokens),
@@ -241,6 +253,7 @@ def make_step_model(
         _merge_rows(is_valid & ~is_terminal),
         num_rollouts,
       )
+      new["rollout_tokens"] = tokens
       outcome = jnp.where(is_terminal, outcome, split(mean_value))
       generated = generated + split(rolled).sum((1, 2))
     is_active = request.num_rows > 0
@@ -255,7 +268,6 @@ def make_step_model(
       forward_tokens=generated + jnp.where(is_active, read_tokens, 0).sum(1),
       sibling_logits=sibling_logits,
     )
-    new = _new_nodes(node, end, depth, rows, keeps_cache, tokens)
     new = jax.tree.map(split, new)
     return expansion, _write(store, request.first_child, new)
 
@@ -359,6 +371,7 @@ def _empty_store(
     is_finished=jnp.zeros(per_node, bool),
     behavior_log_probs=jnp.zeros(per_token, jnp.float32),
     policy_log_probs=jnp.zeros(per_token, jnp.float32),
+    log_prob=jnp.zeros(per_node, jnp.float32),
     last_hidden=None,
     keys=(),
     values=(),
@@ -434,12 +447,14 @@ def _recomputed_context(network, params, store, path):
   return prefix, last_hidden, lengths.reshape(path.shape[:2])
 
 
-def _new_nodes(node, end, depth, rows, keeps_cache, rollout_tokens):
+def _new_nodes(store, node, end, depth, rows, keeps_cache):
   """Fields of the store for the candidates of each node, `[B * W, A, ...]`."""
+  tree = jnp.arange(node.shape[0])[:, None]
 
   def per_row(x):
     return jnp.broadcast_to(x.reshape(-1, 1), rows.lengths.shape)
 
+  before = per_row(store.log_prob[tree, node])
   new = dict(
     tokens=rows.tokens,
     lengths=rows.lengths,
@@ -449,14 +464,26 @@ def _new_nodes(node, end, depth, rows, keeps_cache, rollout_tokens):
     is_finished=rows.ended,
     behavior_log_probs=rows.behavior_log_probs,
     policy_log_probs=rows.policy_log_probs,
+    log_prob=before + rows.policy_log_probs.sum(-1),
   )
   if keeps_cache:
     new |= dict(
       last_hidden=rows.last_hidden, keys=rows.keys, values=rows.values
     )
-  if rollout_tokens is not None:
-    new["rollout_tokens"] = rollout_tokens
   return new
+
+
+def _signals(network, params, rows, new, store, node) -> guidance_lib.Signals:
+  """What guidance may know of the candidates of each node, `[B * W, A]`."""
+  prompt = jnp.repeat(store.prompt_lengths, node.shape[1])[:, None]
+  return guidance_lib.Signals(
+    value=network.value(params, rows.last_hidden),
+    log_prob=new["log_prob"],
+    num_tokens=jnp.maximum(new["end_positions"] - prompt, 1),
+    confidence=None,
+    entropy=None,
+    hidden=rows.last_hidden,
+  )
 
 
 def _write(store, first_child, new) -> NodeStore:
