@@ -39,7 +39,10 @@ GROUPS = {
   "tokenizer": (train_tokenizer, {"texts"}),
   "lengths": (Lengths, set()),
   "network": (TransformerConfig, {"vocab_size"}),
-  "search": (Solver, {"policy", "mesh", "task", "steps_from_host", "guidance_functions"}),
+  "search": (
+    Solver,
+    {"policy", "mesh", "task", "steps_from_host", "guidance_functions"},
+  ),
   "learn.optimizer": (make_optimizer, {"total_updates"}),
   "experience": (Experience, set()),
   "evaluation": (Evaluator, {"policy", "task", "mesh"}),

@@ -60,6 +60,8 @@ class NodeStore:
     behavior_log_probs: `[B, N + A, S]` of the distribution drawn from.
     policy_log_probs: `[B, N + A, S]` of the model itself.
     log_prob: `[B, N + A]` of the solution up to each node under the policy.
+    confidence, entropy: `[B, N + A]` sums over its tokens, see
+      policy/sample.py; None where no guidance reads them.
     last_hidden: `[B, N + A, D]` hidden state at the last token (tree memory).
     keys, values: per layer `[B, N + A, J, S, E]` (tree memory), else ().
     rollout_tokens: `[B, N + A, M, T]` rollouts from each node; M may be 0.
@@ -77,6 +79,8 @@ class NodeStore:
   behavior_log_probs: jax.Array
   policy_log_probs: jax.Array
   log_prob: jax.Array
+  confidence: jax.Array | None
+  entropy: jax.Array | None
   last_hidden: jax.Array | None
   keys: tuple[jax.Array, ...]
   values: tuple[jax.Array, ...]
@@ -170,9 +174,9 @@ def make_step_model(
     )
   if num_rollouts and max_depth == 1:
     raise ValueError("num_rollouts needs max_depth of 2 or more: set it to 0")
-  guide, least_score = guidance_lib.weighted_sum(
-    {"value": 1.0} if guidance is None else guidance, guidance_functions
-  )
+  guidance = {"value": 1.0} if guidance is None else guidance
+  guide, least_score = guidance_lib.weighted_sum(guidance, guidance_functions)
+  reads_tokens = any(guidance.get(name) for name in guidance_lib.OF_TOKENS)
   keeps_cache = memory == "tree"
   max_rollout_tokens = max_step_tokens * (max_depth - 1) if num_rollouts else 0
   decode = functools.partial(
@@ -195,6 +199,8 @@ def make_step_model(
       (num_rollouts, max_rollout_tokens),
       pad_id,
     )
+    if reads_tokens:
+      store = store.replace(confidence=store.log_prob, entropy=store.log_prob)
     if keeps_cache:
       store = _with_memory(store, prompt, last_hidden)
     return network.value(params, last_hidden), problems.lengths, store
@@ -226,6 +232,7 @@ def make_step_model(
       max_new_tokens=max_step_tokens,
       stop_ids=stop_ids,
       is_active=_merge_rows(index < request.num_rows[..., None]),
+      with_certainty=reads_tokens,
     )
     depth = store.depth[row, node] + 1
     ended = split(rows.ended)
@@ -237,7 +244,7 @@ def make_step_model(
         store, request.siblings, split(rows.tokens), is_valid, prior_logits
       )
     new = _new_nodes(store, node, end, depth, rows, keeps_cache)
-    value = split(guide(_signals(network, params, rows, new, store, node)))
+    value = split(guide(_signals(network, params, rows, new, store)))
     # A solution that was cut off has no answer, whatever its value says.
     outcome = jnp.where(ended | ~is_terminal, value, least_score)
     generated = split(rows.lengths).sum((1, 2))
@@ -372,6 +379,8 @@ def _empty_store(
     behavior_log_probs=jnp.zeros(per_token, jnp.float32),
     policy_log_probs=jnp.zeros(per_token, jnp.float32),
     log_prob=jnp.zeros(per_node, jnp.float32),
+    confidence=None,
+    entropy=None,
     last_hidden=None,
     keys=(),
     values=(),
@@ -454,7 +463,9 @@ def _new_nodes(store, node, end, depth, rows, keeps_cache):
   def per_row(x):
     return jnp.broadcast_to(x.reshape(-1, 1), rows.lengths.shape)
 
-  before = per_row(store.log_prob[tree, node])
+  def so_far(name):
+    return per_row(getattr(store, name)[tree, node])
+
   new = dict(
     tokens=rows.tokens,
     lengths=rows.lengths,
@@ -464,8 +475,11 @@ def _new_nodes(store, node, end, depth, rows, keeps_cache):
     is_finished=rows.ended,
     behavior_log_probs=rows.behavior_log_probs,
     policy_log_probs=rows.policy_log_probs,
-    log_prob=before + rows.policy_log_probs.sum(-1),
+    log_prob=so_far("log_prob") + rows.policy_log_probs.sum(-1),
   )
+  if rows.confidence is not None:
+    new["confidence"] = so_far("confidence") + rows.confidence
+    new["entropy"] = so_far("entropy") + rows.entropy
   if keeps_cache:
     new |= dict(
       last_hidden=rows.last_hidden, keys=rows.keys, values=rows.values
@@ -473,15 +487,16 @@ def _new_nodes(store, node, end, depth, rows, keeps_cache):
   return new
 
 
-def _signals(network, params, rows, new, store, node) -> guidance_lib.Signals:
+def _signals(network, params, rows, new, store) -> guidance_lib.Signals:
   """What guidance may know of the candidates of each node, `[B * W, A]`."""
-  prompt = jnp.repeat(store.prompt_lengths, node.shape[1])[:, None]
+  num_leaves = rows.lengths.shape[0] // store.prompt_lengths.shape[0]
+  prompt = jnp.repeat(store.prompt_lengths, num_leaves)[:, None]
   return guidance_lib.Signals(
     value=network.value(params, rows.last_hidden),
     log_prob=new["log_prob"],
     num_tokens=jnp.maximum(new["end_positions"] - prompt, 1),
-    confidence=None,
-    entropy=None,
+    confidence=new.get("confidence"),
+    entropy=new.get("entropy"),
     hidden=rows.last_hidden,
   )
 

@@ -520,6 +520,55 @@ def test_a_widened_node_merges_and_weighs_over_all_its_draws():
   assert num_merged > 3
 
 
+@functools.cache
+def guided(name):
+  """A search without rollouts whose scores are one guidance's."""
+  strategy = make_strategy(
+    "mcts",
+    step_model(num_rollouts=0, guidance={name: 1.0}),
+    num_simulations=8,
+    capacity=1 + 4 * A,
+  )
+  return run_on_device(strategy)(params(), jax.random.key(6), PROBLEMS)
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "confidence",
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ("certainty", "mean_prob", "log_prob")
+    ),
+  ],
+)
+def test_guidance_is_that_of_a_full_forward_over_the_text(name):
+  state = guided(name)
+  texts = texts_of(state)
+  logits, _ = read_texts([text.tokens for text in texts], B * (CAPACITY - 1))
+  for i, text in enumerate(texts):
+    if text.tokens[-1] not in (*STOPS, EOS):
+      continue  # It was cut off.
+    start = int(PROBLEMS.lengths[text.row])
+    log_probs = log_softmax(logits[i, start - 1 : len(text.tokens) - 1])
+    chosen = log_probs[np.arange(len(log_probs)), text.tokens[start:]]
+    best = np.sort(np.exp(log_probs), axis=-1)[:, -5:].sum(-1)
+    entropy = -(np.exp(log_probs) * log_probs).sum(-1)
+    expected = {
+      "confidence": np.mean(np.exp(chosen) / best),
+      "certainty": np.exp(-np.mean(entropy)),
+      "mean_prob": np.exp(np.mean(chosen)),
+      "log_prob": np.sum(chosen),
+    }[name]
+    tree = state.tree
+    score = tree.value[text.row, text.node] + tree.reward[text.row, text.node]
+    if int(state.node_state.depth[text.row, text.node]) == DEPTH and (
+      text.tokens[-1] != EOS
+    ):
+      continue  # The last step, and no answer.
+    np.testing.assert_allclose(score, expected, atol=1e-4)
+
+
 def test_votes_keep_every_candidate():
   tokens = np.array([[[4, 2, 0], [4, 2, 0], [5, 1, 0], [0, 0, 0]]], np.int32)
   logs = np.log(np.array([[[0.5], [0.5], [0.2], [1.0]]], np.float32))

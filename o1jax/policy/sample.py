@@ -25,6 +25,7 @@ Params = Any
 COLD = 1e30  # inverse temperature that leaves only the likeliest tokens
 BELOW_ONE = 1.0 - 1e-6  # keeps a draw inside a sum that was rounded
 NOTHING = -1e30
+NUM_ALTERNATIVES = 5  # that a token's confidence is measured against
 
 
 @struct.dataclass
@@ -194,6 +195,9 @@ class DecodedRows:
     stopped: `[B, G]` True where it is a stop token. Neither: out of room.
     keys: one `[B, G, J, S, E]` per layer; slots from `lengths` on are waste.
     values: one `[B, G, J, S, E]` per layer.
+    confidence: `[B, G]` sum over the tokens of `token_confidence`; None where
+      it was not asked for.
+    entropy: `[B, G]` sum over the tokens of the policy's entropy, or None.
   """
 
   tokens: jax.Array
@@ -205,6 +209,8 @@ class DecodedRows:
   stopped: jax.Array
   keys: LayerArrays
   values: LayerArrays
+  confidence: jax.Array | None = None
+  entropy: jax.Array | None = None
 
 
 def row_uniforms(keys: jax.Array, max_new_tokens: int) -> jax.Array:
@@ -233,6 +239,7 @@ def decode_rows(
   is_active: jax.Array | None = None,
   forced_tokens: jax.Array | None = None,
   forced_lengths: jax.Array | None = None,
+  with_certainty: bool = False,
 ) -> DecodedRows:
   """Continues each context in G rows until each has stopped.
 
@@ -258,6 +265,7 @@ def decode_rows(
       place of drawn ones: their behavior log-prob is 0, and no stop or end is
       seen in them. None: nothing is forced.
     forced_lengths: `[B]` how many of them count.
+    with_certainty: also sum up confidence and entropy of the drawn tokens.
   """
   batch, width = last_hidden.shape
   if is_active is None:
@@ -269,6 +277,9 @@ def decode_rows(
     max_new_tokens,
     pad_id,
   )
+  if with_certainty:
+    nothing = jnp.zeros((batch, num_rows), jnp.float32)
+    state = state.replace(confidence=nothing, entropy=nothing)
   state = run_rows(
     network,
     params,
@@ -294,6 +305,8 @@ def decode_rows(
     stopped=state.stopped,
     keys=suffix_keys,
     values=suffix_values,
+    confidence=state.confidence,
+    entropy=state.entropy,
   )
 
 
@@ -312,6 +325,8 @@ class RowState:
     tokens: `[B, G, S]`, written at `index`.
     behavior_log_probs: `[B, G, S]`, written at `index`.
     policy_log_probs: `[B, G, S]`, written at `index`.
+    confidence: `[B, G]` summed so far, or None.
+    entropy: `[B, G]` summed so far, or None.
   """
 
   index: jax.Array
@@ -324,6 +339,8 @@ class RowState:
   tokens: jax.Array
   behavior_log_probs: jax.Array
   policy_log_probs: jax.Array
+  confidence: jax.Array | None = None
+  entropy: jax.Array | None = None
 
 
 def start_rows(
@@ -388,10 +405,38 @@ def run_rows(
       behavior = jnp.where(is_forced, 0.0, behavior)
       policy = _pick(logits, drawn) - jax.nn.logsumexp(logits, -1)
       stops = tuple(stop & ~is_forced for stop in stops)
+    else:
+      is_forced = jnp.zeros((1, 1), bool)
+    if state.confidence is not None:
+      counts = state.is_alive & ~is_forced
+      state = state.replace(
+        confidence=state.confidence
+        + jnp.where(counts, token_confidence(logits, drawn), 0.0),
+        entropy=state.entropy + jnp.where(counts, token_entropy(logits), 0.0),
+      )
     state = _record(state, drawn, behavior, policy, stops, pad_id)
     return _advance(network, params, state, next_positions, drawn, pad_id)
 
   return jax.lax.while_loop(goes_on, body, state)
+
+
+def token_confidence(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Probability of each token over that of the five likeliest, `[...]`.
+
+  Marco-o1, arXiv 2411.14405, Eq. 1.
+
+  Args:
+    logits: `[..., V]`.
+    tokens: `[...]`.
+  """
+  best, _ = jax.lax.top_k(logits, min(NUM_ALTERNATIVES, logits.shape[-1]))
+  return jnp.exp(_pick(logits, tokens) - jax.nn.logsumexp(best, -1))
+
+
+def token_entropy(logits: jax.Array) -> jax.Array:
+  """Entropy of the policy `[..., V] -> [...]`, in nats."""
+  log_probs = jax.nn.log_softmax(logits, -1)
+  return -jnp.sum(jnp.exp(log_probs) * log_probs, -1)
 
 
 def _stops(drawn, stop_ids, eos_id):

@@ -35,7 +35,7 @@ Params = Any
 LEAST = 1e-30  # keeps the logarithm of what was not drawn finite
 
 
-@struct.dataclass
+@struct.dataclass(kw_only=True)
 class SpeculatedRows(DecodedRows):
   """`DecodedRows` with their cost.
 
