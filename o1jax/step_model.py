@@ -13,8 +13,9 @@ arXiv 2402.05099, and of DeFT, arXiv 2404.00242):
   "tokens"  a node keeps its tokens only; every expansion reads prompt and path
             again. Slow and obvious: the reference for the tree memory.
 
-Granularity is the choice of delimiters and depth: steps (delimiter and eos),
-or whole solutions (eos alone, depth 1).
+Granularity is the choice of delimiters, length and depth: steps (delimiter and
+eos), whole solutions (eos alone, depth 1), segments or tokens (a fixed length
+after which the next step goes on).
 """
 
 import functools
@@ -133,6 +134,8 @@ def make_step_model(
   pad_id: int,
   controls: sample.SamplingControls,
   memory: str = "tree",
+  goes_on_where_cut: bool = False,
+  enumerates: bool = False,
   merge_duplicates: bool = True,
   num_rollouts: int = 0,
   guidance: Mapping[str, float] | None = None,
@@ -143,13 +146,18 @@ def make_step_model(
   Args:
     network: the policy with its value head.
     num_candidates: A, candidates sampled at an expansion.
-    max_step_tokens: S; a step without a delimiter by then ends its solution.
+    max_step_tokens: S, tokens of a step at most.
     max_depth: steps after which a solution is cut off.
     stop_ids: tokens that end a step (none for whole solutions).
     eos_id: token that ends a solution.
     pad_id: fills a step after its end.
     controls: how candidates and rollouts are sampled.
     memory: "tree" or "tokens".
+    goes_on_where_cut: True lets the next step go on where one runs out of room
+      without a delimiter: segments of S tokens, single tokens where S is 1.
+      False cuts the solution off there.
+    enumerates: the candidates begin with the A likeliest tokens, one each, in
+      place of sampled ones; each node then expands once.
     merge_duplicates: True keeps equal candidates once and corrects their prior
       for having been sampled; False keeps each (for votes).
     num_rollouts: M continuations sampled from every candidate to the end of
@@ -174,6 +182,11 @@ def make_step_model(
     )
   if num_rollouts and max_depth == 1:
     raise ValueError("num_rollouts needs max_depth of 2 or more: set it to 0")
+  if enumerates and num_candidates > network.config.vocab_size:
+    raise ValueError(
+      f"num_candidates={num_candidates} is more than the "
+      f"{network.config.vocab_size} tokens to enumerate: lower it"
+    )
   guidance = {"value": 1.0} if guidance is None else guidance
   guide, least_score = guidance_lib.weighted_sum(guidance, guidance_functions)
   reads_tokens = any(guidance.get(name) for name in guidance_lib.OF_TOKENS)
@@ -222,6 +235,16 @@ def make_step_model(
     step_keys, rollout_keys = _named_keys(_merge_rows(keys), num_candidates)
     end = store.end_positions[row, node]
     index = jnp.arange(num_candidates)[None, None]
+    if enumerates:
+      logits = network.policy_logits(params, last_hidden)
+      likeliest = jax.lax.top_k(logits, num_candidates)[1][..., None]
+      forced = dict(
+        forced_tokens=likeliest,
+        forced_lengths=jnp.ones_like(likeliest[..., 0]),
+        ends_in_forced=True,
+      )
+    else:
+      forced = {}
     rows = decode(
       params,
       step_keys,
@@ -233,10 +256,12 @@ def make_step_model(
       stop_ids=stop_ids,
       is_active=_merge_rows(index < request.num_rows[..., None]),
       with_certainty=reads_tokens,
+      **forced,
     )
     depth = store.depth[row, node] + 1
     ended = split(rows.ended)
-    is_terminal = ended | split(~rows.stopped) | (depth >= max_depth)[..., None]
+    is_cut = split(~(rows.ended | rows.stopped)) & (not goes_on_where_cut)
+    is_terminal = ended | is_cut | (depth >= max_depth)[..., None]
     is_valid, prior_logits = map(split, sampled_priors(rows, merge_duplicates))
     sibling_logits = None
     if merge_duplicates and request.siblings.shape[-1]:

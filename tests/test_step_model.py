@@ -619,3 +619,56 @@ def test_last_bits_do_not_break_ties_of_priors():
 def test_bad_sizes_are_refused(changed, words):
   with pytest.raises(ValueError, match=words):
     step_model(**changed)
+
+
+def token_tree(num_candidates, guidance=None, depth=3):
+  """Every path of that many tokens, the A likeliest at each place."""
+  model = make_step_model(
+    NETWORK,
+    num_candidates=num_candidates,
+    max_step_tokens=1,
+    max_depth=depth,
+    stop_ids=(),
+    eos_id=EOS,
+    pad_id=PAD,
+    controls=make_controls(),
+    goes_on_where_cut=True,
+    enumerates=True,
+    guidance=guidance,
+  )
+  nodes = sum(num_candidates**level for level in range(depth))
+  return make_strategy(
+    "mcts",
+    model,
+    num_simulations=400,
+    rule="uct",
+    capacity=1 + num_candidates * nodes,
+  )
+
+
+def test_tokens_are_enumerated_in_order_of_their_probability():
+  state = run_on_device(token_tree(3))(params(), jax.random.key(6), PROBLEMS)
+  texts = texts_of(state)
+  logits, values = read_texts([text.tokens for text in texts], B * 40)
+  tree, seen = state.tree, {}
+  for i, text in enumerate(texts):
+    at = text.start - 1
+    seen.setdefault((text.row, *text.tokens[: text.start]), []).append(text)
+    order = np.argsort(-logits[i, at], kind="stable")[:3]
+    place = len(seen[text.row, *text.tokens[: text.start]]) - 1
+    assert text.tokens[-1] == order[place]
+    probs = np.exp(log_softmax(logits[i, at]))[order]
+    prior = np.exp(float(tree.prior_logits[text.row, text.node]))
+    assert prior == pytest.approx(probs[place] / probs.sum(), abs=2e-5)
+    is_end = text.tokens[-1] == EOS
+    length = len(text.tokens) - int(PROBLEMS.lengths[text.row])
+    assert bool(tree.is_solution[text.row, text.node]) == is_end
+    assert bool(tree.is_terminal[text.row, text.node]) == (
+      is_end or length == 3
+    )
+    score = float((tree.value + tree.reward)[text.row, text.node])
+    expected = values[i, len(text.tokens) - 1]
+    is_open = is_end or length < 3
+    assert score == pytest.approx(expected if is_open else 0.0, abs=1e-5)
+  # All that there is: 3 + 9 + 27 nodes, less those below an end.
+  assert all(len(found) == 3 for found in seen.values())

@@ -239,6 +239,7 @@ def decode_rows(
   is_active: jax.Array | None = None,
   forced_tokens: jax.Array | None = None,
   forced_lengths: jax.Array | None = None,
+  ends_in_forced: bool = False,
   with_certainty: bool = False,
 ) -> DecodedRows:
   """Continues each context in G rows until each has stopped.
@@ -261,10 +262,10 @@ def decode_rows(
     controls: how to draw.
     is_active: `[B, G]`; False writes nothing in the row (length 0). None: all
       are active.
-    forced_tokens: `[B, F]` tokens that all rows of a problem begin with, in
-      place of drawn ones: their behavior log-prob is 0, and no stop or end is
-      seen in them. None: nothing is forced.
-    forced_lengths: `[B]` how many of them count.
+    forced_tokens: `[B, G, F]` tokens that rows begin with, in place of drawn
+      ones; their behavior log-prob is 0. None: nothing is forced.
+    forced_lengths: `[B, G]` how many of them count.
+    ends_in_forced: stops and ends among forced tokens are seen.
     with_certainty: also sum up confidence and entropy of the drawn tokens.
   """
   batch, width = last_hidden.shape
@@ -293,6 +294,7 @@ def decode_rows(
     controls=controls,
     forced_tokens=forced_tokens,
     forced_lengths=forced_lengths,
+    ends_in_forced=ends_in_forced,
   )
   suffix_keys, suffix_values = state.cache.suffix_arrays()
   return DecodedRows(
@@ -381,10 +383,11 @@ def run_rows(
   min_alive: int = 1,
   forced_tokens: jax.Array | None = None,
   forced_lengths: jax.Array | None = None,
+  ends_in_forced: bool = False,
 ) -> RowState:
   """Decodes up to slot `end`, or until fewer than `min_alive` rows go on.
 
-  `uniforms` `[B, G, S]`, `next_positions` `[B]` and `forced_tokens` `[B, F]`
+  `uniforms` `[B, G, S]`, `next_positions` `[B]` and `forced_tokens` `[B, G, F]`
   are indexed by slot from the start of the rows, so a run may be cut anywhere
   and taken up again.
   """
@@ -396,17 +399,19 @@ def run_rows(
     logits = network.policy_logits(params, state.hidden)
     u = jax.lax.dynamic_index_in_dim(uniforms, state.index, 2, keepdims=False)
     drawn, behavior, policy = sample_tokens(logits, u, controls)
-    stops = _stops(drawn, stop_ids, eos_id)
+    is_forced = jnp.zeros((1, 1), bool)
     if forced_tokens is not None:
       # Past the last forced token the slot is clamped, and not read.
-      given = jax.lax.dynamic_index_in_dim(forced_tokens, state.index, 1)
-      is_forced = (state.index < forced_lengths)[:, None]
+      given = jax.lax.dynamic_index_in_dim(
+        forced_tokens, state.index, 2, keepdims=False
+      )
+      is_forced = state.index < forced_lengths
       drawn = jnp.where(is_forced, given, drawn)
       behavior = jnp.where(is_forced, 0.0, behavior)
       policy = _pick(logits, drawn) - jax.nn.logsumexp(logits, -1)
+    stops = _stops(drawn, stop_ids, eos_id)
+    if not ends_in_forced:
       stops = tuple(stop & ~is_forced for stop in stops)
-    else:
-      is_forced = jnp.zeros((1, 1), bool)
     if state.confidence is not None:
       counts = state.is_alive & ~is_forced
       state = state.replace(

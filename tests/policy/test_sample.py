@@ -359,7 +359,8 @@ def test_forced_tokens_come_first_and_rows_go_on_behind_them():
   controls = make_controls(**WARM)
   everyone = np.ones((B, G), bool)
   arguments = (make_params(), SEEDS, PROMPTS, LENGTHS, controls, everyone)
-  _, rows = decode(*arguments, (forced, counts))
+  each = np.repeat(forced[:, None], G, 1), np.repeat(counts[:, None], G, 1)
+  _, rows = decode(*arguments, each)
   _, free = decode(*arguments)
   for b, count in enumerate(counts):
     assert (np.asarray(rows.tokens)[b, :, :count] == forced[b, :count]).all()
