@@ -69,9 +69,10 @@ def get_config(arg=None):
   config.initialize.rows.optimal = 32
 
   config.search = ConfigDict()
-  config.search.strategy = "mcts"  # mcts, best_of_n, majority_vote or greedy
+  config.search.strategy = "mcts"  # see o1jax/search/strategies.py
   config.search.num_problems = 64  # new problems an iteration
   config.search.batch_size = 64  # searched at a time
+  config.search.granularity = "step"  # step, segment or token
   config.search.num_candidates = 8  # steps sampled at an expansion
   config.search.num_expansions = 16  # at most, a problem
   config.search.num_simulations = 512  # a problem

@@ -36,7 +36,17 @@ from o1jax.types import Problem, ProblemBatch
 
 REWARDS = ("checker", "value")
 Watch = Callable[[list[str]], None]
-STRATEGIES = ("mcts", "best_of_n", "majority_vote", "greedy")
+# Strategies whose candidates are whole solutions, the last by temperature 0.
+WHOLE = ("best_of_n", "majority_vote", "greedy")
+# Those that need a step model of revisions, which is not made here.
+REVISIONS = ("revision", "mctsr")
+STRATEGIES = tuple(
+  name
+  for name in (*strategies.STRATEGIES, "majority_vote")
+  if name not in REVISIONS
+)
+# What a step of the other strategies is: see `_step_shape`.
+GRANULARITIES = ("step", "segment", "token")
 
 
 class Lengths(NamedTuple):
@@ -171,6 +181,7 @@ class Solver:
     guidance: Mapping[str, float] | None = None,
     guidance_functions: Mapping[str, Guidance] | None = None,
     num_workers: int = 0,
+    granularity: str = "step",
     num_candidates: int = 1,
     num_simulations: int = 1,
     num_expansions: int = 1,
@@ -194,7 +205,7 @@ class Solver:
 
     Args:
       policy: what proposes.
-      strategy: "mcts", "best_of_n", "majority_vote" or "greedy".
+      strategy: "majority_vote", or a name of search/strategies.py.
       batch_size: problems searched at a time; shorter lists are padded.
       mesh: problems are shared out over its data and fsdp axes.
       task: its checker is the reward, and it reads the answers that vote.
@@ -206,9 +217,12 @@ class Solver:
       num_workers: processes to check in; 0 checks in this one. With processes
         a batch is searched as two halves, where these divide over the mesh:
         the device works on one while the texts of the other are checked.
-      num_candidates: A for mcts, N for best-of-N and majority vote.
+      granularity: of strategies that do not draw whole solutions: "step", a
+        line; "segment", as many tokens as a line may have; "token", the
+        likeliest tokens, one each.
+      num_candidates: A, or N for best-of-N and majority vote.
       num_simulations: of mcts.
-      num_expansions: most nodes that mcts expands; bounds its memory.
+      num_expansions: most nodes that a search expands; bounds its memory.
       num_parallel_leaves: W, expansions per tree and round.
       virtual_loss: taken from paths that wait, where W is above 1.
       discount: of the return of mcts, per step.
@@ -232,6 +246,10 @@ class Solver:
       raise ValueError(
         f"strategy={strategy!r}: choose one of {', '.join(STRATEGIES)}"
       )
+    if granularity not in GRANULARITIES:
+      raise ValueError(
+        f"granularity={granularity!r}: choose one of {', '.join(GRANULARITIES)}"
+      )
     if reward not in REWARDS:
       raise ValueError(f"reward={reward!r}: choose one of {', '.join(REWARDS)}")
     if bool(rollout_weight) != bool(num_rollouts):
@@ -247,18 +265,14 @@ class Solver:
     if reward == "checker":
       self._verifier = Verifier(task.check, num_workers=num_workers)
     self._votes = strategy == "majority_vote"
-    is_tree = strategy == "mcts"
-    lengths, tokenizer = policy.lengths, policy.tokenizer
-    self._max_depth = lengths.num_steps if is_tree else 1
+    is_tree = strategy not in WHOLE
+    shape = _step_shape(policy, granularity if is_tree else "solution")
+    self._max_depth = shape["max_depth"]
     model = step_model_lib.make_step_model(
       policy.network,
       num_candidates=num_candidates if strategy != "greedy" else 1,
-      max_step_tokens=lengths.step_tokens
-      * (1 if is_tree else lengths.num_steps),
-      max_depth=self._max_depth,
-      stop_ids=(tokenizer.newline_id,) if is_tree else (),
-      eos_id=tokenizer.eos_id,
-      pad_id=tokenizer.pad_id,
+      eos_id=policy.tokenizer.eos_id,
+      pad_id=policy.tokenizer.pad_id,
       controls=sample.make_controls(
         temperature=temperature if strategy != "greedy" else 0.0,
         top_k=top_k,
@@ -266,25 +280,29 @@ class Solver:
         min_p=min_p,
       ),
       memory=memory,
-      merge_duplicates=is_tree,
+      # Solutions that are sampled side by side, or vote, stay apart.
+      merge_duplicates=is_tree and strategy != "speculative_rejection",
       num_rollouts=num_rollouts if is_tree else 0,
       guidance=guidance,
       guidance_functions=guidance_functions,
+      **shape,
     )
-    strategy_options = {}
-    if is_tree:
-      strategy_options = dict(
-        num_simulations=num_simulations,
-        capacity=1 + num_candidates * num_expansions,
-        rule=rule,
-        rule_options=rule_options,
-        num_parallel_leaves=num_parallel_leaves,
-        virtual_loss=virtual_loss,
-        discount=discount,
-        rollout_weight=rollout_weight,
-        select_by=select_by,
-      )
+    shared = dict(
+      num_simulations=num_simulations,
+      num_expansions=num_expansions,
+      capacity=1 + num_candidates * num_expansions,
+      max_depth=self._max_depth,
+      rule=rule,
+      rule_options=rule_options,
+      num_parallel_leaves=num_parallel_leaves,
+      virtual_loss=virtual_loss,
+      discount=discount,
+      rollout_weight=rollout_weight,
+      select_by=select_by,
+    )
     name = "best_of_n" if self._votes else strategy
+    taken = strategies.option_names(name)
+    strategy_options = {n: shared[n] for n in taken if n in shared}
     strategy_options |= options or {}
     self.strategy = strategies.make_strategy(name, model, **strategy_options)
     on_mesh = over_mesh(self.strategy, mesh)
@@ -460,6 +478,28 @@ class Solver:
 
   def _text(self, tokens: np.ndarray) -> str:
     return self._policy.tokenizer.decode(tokens.tolist())
+
+
+def _step_shape(policy: Policy, granularity: str) -> dict[str, Any]:
+  """Arguments of `make_step_model` that make a step what it is."""
+  lengths, newline = policy.lengths, policy.tokenizer.newline_id
+  num_tokens = lengths.step_tokens * lengths.num_steps
+  if granularity == "solution":
+    return dict(max_step_tokens=num_tokens, max_depth=1, stop_ids=())
+  if granularity == "token":
+    return dict(
+      max_step_tokens=1,
+      max_depth=num_tokens,
+      stop_ids=(),
+      goes_on_where_cut=True,
+      enumerates=True,
+    )
+  return dict(
+    max_step_tokens=lengths.step_tokens,
+    max_depth=lengths.num_steps,
+    stop_ids=(newline,) if granularity == "step" else (),
+    goes_on_where_cut=granularity == "segment",
+  )
 
 
 def over_mesh(strategy: contracts.Strategy, mesh: Mesh) -> contracts.Strategy:

@@ -1,5 +1,6 @@
 """Strategies by name, as configs spell them."""
 
+import inspect
 from typing import Any
 
 from o1jax.search.best_of_n import best_of_n, greedy
@@ -20,13 +21,26 @@ STRATEGIES = {
 }
 
 
+def option_names(name: str) -> list[str]:
+  """The keyword options that a strategy takes."""
+  parameters = inspect.signature(named("strategy", name, STRATEGIES)).parameters
+  return [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+
+
 def make_strategy(name: str, step_model: StepModel, **options: Any) -> Strategy:
   """The strategy of that name with its keyword options.
 
   Raises:
-    ValueError: unknown name or option, or an option out of range; the message
-      says what to change.
+    ValueError: unknown name or option, an option that is missing or out of
+      range; the message says what to change.
   """
   make = named("strategy", name, STRATEGIES)
   check_options(f"strategy {name!r}", make, options)
+  for option, parameter in inspect.signature(make).parameters.items():
+    if (
+      parameter.kind is parameter.KEYWORD_ONLY
+      and parameter.default is parameter.empty
+      and option not in options
+    ):
+      raise ValueError(f"strategy {name!r} needs the option {option!r}")
   return make(step_model, **options)
