@@ -4,8 +4,9 @@
 more: the cache grows from segment to segment, because attention reads every
 slot, used or not; and when half of the rows have finished, the others move
 together into a program of half the size (sizes are powers of two, so there are
-few). Rows keep the numbers they draw with, so the tokens are those that
-`decode_rows` would give.
+few). With more rows than a program should have, `num_slots` lets the others
+wait: a row that finishes gives its slot to the next. Rows keep the numbers they
+draw with, so the tokens are those that `decode_rows` would give.
 
 Stop strings are looked for in the text, whatever pieces spell them: a table
 over the vocabulary tells which pieces can complete one, and only rows that drew
@@ -18,17 +19,15 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from o1jax.policy.cache import grow, make_cache, prefix_from_prompt
+from o1jax.policy import slots
+from o1jax.policy.cache import check_cache_dtype
 from o1jax.policy.network import Network
-from o1jax.policy.sample import RowState, row_uniforms, run_rows, start_rows
 
 Params = Any
-SMALLEST = 8  # rows below which a smaller program gains nothing
-ROW_FIELDS = ("tokens", "behavior_log_probs", "policy_log_probs")
+REFILL = 8  # slots are filled again when one in so many is free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Generated:
     policy_log_probs: `[B, G, S]` under the policy itself.
     ended: `[B, G]` True where the last token is the end token.
     stopped: `[B, G]` True where a stop string was found.
+    rows_evaluated: rows of the program, summed over its steps.
+    rows_live: those of them that wrote a token.
   """
 
   tokens: np.ndarray
@@ -51,21 +52,8 @@ class Generated:
   policy_log_probs: np.ndarray
   ended: np.ndarray
   stopped: np.ndarray
-
-
-@dataclasses.dataclass
-class _Run:
-  """Rows on the device, and where they come from.
-
-  `problem` `[B']` and `row` `[B', G']` name the place of each row in the
-  result; rows that only fill a power of two are never alive.
-  """
-
-  state: RowState
-  uniforms: jax.Array
-  next_positions: jax.Array
-  problem: np.ndarray
-  row: np.ndarray
+  rows_evaluated: int
+  rows_live: int
 
 
 def make_generate(
@@ -79,6 +67,9 @@ def make_generate(
   pieces: Sequence[bytes] | None = None,
   segment: int = 32,
   min_problems: int = 1,
+  num_slots: int | None = None,
+  cache_dtype: str = "network",
+  prefill_chunk: int | None = None,
 ) -> Callable[..., Generated]:
   """Builds `(params, keys [B, G], tokens [B, P], lengths [B], controls)`.
 
@@ -93,23 +84,59 @@ def make_generate(
     segment: slots by which the cache grows.
     min_problems: never fewer problems than this in a program, so that they
       divide over the devices of a mesh.
+    num_slots: W, rows decoded at a time; the other rows wait for a slot, and
+      prompts are read W at a time. With four times as many rows as slots or
+      more, rows evaluated stay within 1.25 times the live ones. None: all rows
+      start together.
+    cache_dtype: see `cache.prefix_from_prompt`.
+    prefill_chunk: see `cache.prefix_from_prompt`.
 
   Raises:
-    ValueError: stop strings without pieces, or a size below 1.
+    ValueError: stop strings without pieces, a size below 1, or an unknown
+      cache_dtype.
   """
   for name, size in (
     ("num_rows", num_rows),
     ("max_new_tokens", max_new_tokens),
     ("segment", segment),
     ("min_problems", min_problems),
+    ("num_slots", num_slots),
+    ("prefill_chunk", prefill_chunk),
   ):
-    if size < 1:
+    if size is not None and size < 1:
       raise ValueError(f"{name}={size} must be 1 or more")
+  if num_slots is not None and num_slots < min_problems:
+    raise ValueError(
+      f"num_slots={num_slots} is below min_problems={min_problems}: make it at "
+      "least as large"
+    )
   stops = tuple(text.encode() for text in stop_texts if text)
   if stops and pieces is None:
     raise ValueError("stop_texts needs pieces: pass the tokenizer's pieces")
   find_stop = _make_find_stop(stops, pieces) if stops else None
   first_capacity = min(segment, max_new_tokens)
+  check_cache_dtype(cache_dtype)
+
+  def start(params, keys, tokens, lengths):
+    """The first rows, and the queue of the others."""
+    read_fn = functools.partial(
+      slots.read_prompts,
+      network,
+      params,
+      cache_dtype=cache_dtype,
+      prefill_chunk=prefill_chunk,
+    )
+    sizes = {"max_new_tokens": max_new_tokens, "pad_id": pad_id}
+    if num_slots is None:
+      prompts = read_fn(tokens, lengths)
+      return slots.start_together(
+        prompts, keys, lengths, capacity=first_capacity, **sizes
+      ), None
+    queue = slots.Queue(
+      read_fn, keys, tokens, lengths, num_slots=num_slots, **sizes
+    )
+    run = queue.start(first_capacity)
+    return queue.fill(run, np.ones(num_slots, bool)), queue
 
   def generate(params, keys, tokens, lengths, controls):
     if keys.shape != (tokens.shape[0], num_rows):
@@ -117,107 +144,53 @@ def make_generate(
         f"keys of shape {keys.shape} for {tokens.shape[0]} prompts of "
         f"{num_rows} rows: give one key per row"
       )
-    batch = tokens.shape[0]
-    state, uniforms = _begin(
-      network,
-      params,
-      keys,
-      tokens,
-      lengths,
-      pad_id,
-      first_capacity,
-      max_new_tokens,
-    )
-    run = _Run(
-      state,
-      uniforms,
-      jnp.asarray(lengths),
-      np.arange(batch),
-      np.tile(np.arange(num_rows), (batch, 1)),
-    )
-    result = _blank((batch, num_rows), max_new_tokens, pad_id)
-    can_shrink = True
+    run, queue = start(params, keys, tokens, lengths)
+    result = _blank(keys.shape, max_new_tokens, pad_id)
+    can_shrink, rows_evaluated = True, 0
     while True:
+      rows, step = run.row.size, int(run.state.index)
       capacity = run.state.cache.capacity
-      rows = run.row.size
-      least = rows // 2 + 1 if can_shrink and rows > SMALLEST else 1
-      run.state = _advance(
+      is_waiting = queue is not None and queue.num_waiting > 0
+      if is_waiting:
+        least = rows - rows // REFILL
+      else:
+        least = rows // 2 + 1 if can_shrink and rows > slots.SMALLEST else 1
+      run.state = slots.advance(
         network,
         params,
         run.state,
         run.uniforms,
         run.next_positions,
-        capacity,
+        capacity if queue is None else step + segment,
         controls,
         least,
         eos_id,
         pad_id,
       )
+      rows_evaluated += (int(run.state.index) - step) * rows
       alive = _still_alive(run, find_stop)
-      index = int(run.state.index)
-      if not alive.any() or index >= max_new_tokens:
+      if not alive.any() and not is_waiting:
         break
-      if index == capacity:
-        longer = min(capacity + segment, max_new_tokens)
-        run.state = run.state.replace(cache=_grow(run.state.cache, longer))
-      smaller = _shrunk(run, alive, min_problems)
-      can_shrink = smaller is not None or index == capacity
+      if run.is_full:
+        run = slots.grown(run, min(capacity + segment, max_new_tokens))
+      if is_waiting:
+        slots.store(result, run)
+        run = queue.fill(run, ~alive[:, 0])
+        continue
+      smaller = slots.shrunk(run, alive, min_problems)
+      can_shrink = smaller is not None or alive.sum() >= least
       if smaller is not None:
-        _store(result, run)
+        slots.store(result, run)
         run = smaller
-    _store(result, run)
-    return _finish(result, find_stop, pad_id)
+    slots.store(result, run)
+    rows_live = int(result["lengths"].sum())
+    return Generated(
+      **_cut(result, find_stop, pad_id),
+      rows_evaluated=rows_evaluated,
+      rows_live=rows_live,
+    )
 
   return generate
-
-
-# Programs of the module, not of a generator: two generators of one network
-# that differ in what stops a row share what is compiled.
-
-
-@functools.partial(
-  jax.jit, static_argnames=("network", "pad_id", "capacity", "max_new_tokens")
-)
-def _begin(
-  network, params, keys, tokens, lengths, pad_id, capacity, max_new_tokens
-):
-  prefix, last = prefix_from_prompt(network, params, tokens, lengths)
-  cache = make_cache(prefix, num_rows=keys.shape[1], capacity=capacity)
-  hidden = jnp.broadcast_to(last[:, None], (*keys.shape, last.shape[-1]))
-  alive = jnp.ones(keys.shape, bool)
-  state = start_rows(cache, hidden, alive, max_new_tokens, pad_id)
-  return state, row_uniforms(keys, max_new_tokens)
-
-
-@functools.partial(jax.jit, static_argnames=("network", "eos_id", "pad_id"))
-def _advance(
-  network,
-  params,
-  state,
-  uniforms,
-  next_positions,
-  end,
-  controls,
-  min_alive,
-  eos_id,
-  pad_id,
-):
-  return run_rows(
-    network,
-    params,
-    state,
-    uniforms,
-    next_positions,
-    end=end,
-    stop_ids=(),
-    eos_id=eos_id,
-    pad_id=pad_id,
-    controls=controls,
-    min_alive=min_alive,
-  )
-
-
-_grow = jax.jit(grow, static_argnums=1)
 
 
 def _still_alive(run, find_stop):
@@ -232,67 +205,6 @@ def _still_alive(run, find_stop):
   return alive
 
 
-def _shrunk(run, alive, min_problems):
-  """The run with only the rows alive, if that fits half the size; or None."""
-  counts = alive.sum(1)
-  keep = np.nonzero(counts)[0]
-  num_problems = max(_power_of_two(len(keep)), min_problems)
-  num_rows = min(_power_of_two(counts.max()), alive.shape[1])
-  if num_problems * num_rows * 2 > alive.size or alive.size <= SMALLEST:
-    return None
-  # Rows that only fill the shape copy row 0 and are not alive.
-  problem = np.zeros(num_problems, np.int32)
-  row = np.zeros((num_problems, num_rows), np.int32)
-  is_alive = np.zeros(row.shape, bool)
-  for i, b in enumerate(keep):
-    found = np.nonzero(alive[b])[0]
-    problem[i] = b
-    row[i, : len(found)] = found
-    is_alive[i, : len(found)] = True
-  state, uniforms, next_positions = _take(
-    (run.state, run.uniforms, run.next_positions), problem, row, is_alive
-  )
-  return _Run(
-    state,
-    uniforms,
-    next_positions,
-    run.problem[problem],
-    run.row[problem[:, None], row],
-  )
-
-
-@jax.jit
-def _take(arrays, problem, row, is_alive):
-  """Rows `row` `[B', G']` of problems `problem` `[B']`."""
-  state, uniforms, next_positions = arrays
-
-  def rows(tree):
-    return jax.tree.map(lambda x: x[problem[:, None], row], tree)
-
-  cache = state.cache
-  flat = cache.keys[0].shape[1:]
-
-  def suffix(x):
-    whole = x.reshape(*cache.suffix_lengths.shape, *flat)
-    return rows(whole).reshape(-1, *flat)
-
-  taken = rows(state.replace(index=None, cache=None)).replace(
-    index=state.index,
-    cache=cache.replace(
-      prefix=jax.tree.map(lambda x: x[problem], cache.prefix),
-      keys=tuple(map(suffix, cache.keys)),
-      values=tuple(map(suffix, cache.values)),
-      suffix_lengths=rows(cache.suffix_lengths),
-    ),
-    is_alive=is_alive,
-  )
-  return taken, rows(uniforms), next_positions[problem]
-
-
-def _power_of_two(count):
-  return 1 << max(0, int(count) - 1).bit_length()
-
-
 def _blank(rows, max_new_tokens, pad_id):
   return {
     "tokens": np.full((*rows, max_new_tokens), pad_id, np.int32),
@@ -301,23 +213,6 @@ def _blank(rows, max_new_tokens, pad_id):
     "lengths": np.zeros(rows, np.int32),
     "ended": np.zeros(rows, bool),
   }
-
-
-def _store(result, run):
-  """Copies what the rows have so far to their places.
-
-  A row that only fills the shape carries an earlier row's tokens, so nothing
-  wrong is written; where a live row goes to the same place, the longer wins.
-  """
-  place = (run.problem[:, None], run.row)
-  lengths = np.asarray(run.state.lengths)
-  order = np.argsort(lengths, axis=None, kind="stable")
-  place = tuple(
-    np.broadcast_to(p, lengths.shape).reshape(-1)[order] for p in place
-  )
-  for name in (*ROW_FIELDS, "lengths", "ended"):
-    array = np.asarray(getattr(run.state, name))
-    result[name][place] = array.reshape(-1, *array.shape[2:])[order]
 
 
 def _make_find_stop(stops, pieces):
@@ -339,8 +234,8 @@ def _make_find_stop(stops, pieces):
   return find_stop
 
 
-def _finish(result, find_stop, pad_id):
-  """Cuts rows back to their stop strings."""
+def _cut(result, find_stop, pad_id):
+  """Cuts rows back to their stop strings and says which."""
   stopped = np.zeros(result["lengths"].shape, bool)
   if find_stop is not None:
     for place in np.ndindex(stopped.shape):
@@ -354,4 +249,4 @@ def _finish(result, find_stop, pad_id):
       result["tokens"][place][cut:] = pad_id
       result["behavior_log_probs"][place][cut:] = 0.0
       result["policy_log_probs"][place][cut:] = 0.0
-  return Generated(stopped=stopped, **result)
+  return result | {"stopped": stopped}

@@ -317,18 +317,21 @@ class RowState:
   """Rows while they are decoded.
 
   Attributes:
-    index: scalar slot the next tokens go to; counts up.
+    index: scalar count of steps; the slot the next tokens go to, but where rows
+      are ragged.
     cache: prefix (not changed) and suffixes, written at `index`.
     hidden: `[B, G, D]` at each row's last token.
     is_alive: `[B, G]` rows that go on.
     ended: `[B, G]` rows that drew the end token.
     stopped: `[B, G]` rows that drew a stop token.
     lengths: `[B, G]` tokens written.
-    tokens: `[B, G, S]`, written at `index`.
-    behavior_log_probs: `[B, G, S]`, written at `index`.
-    policy_log_probs: `[B, G, S]`, written at `index`.
+    tokens: `[B, G, S]`, written at the slot.
+    behavior_log_probs: `[B, G, S]`, written at the slot.
+    policy_log_probs: `[B, G, S]`, written at the slot.
     confidence: `[B, G]` summed so far, or None.
     entropy: `[B, G]` summed so far, or None.
+    is_ragged: static; True where rows began at different steps, so that each
+      writes at its own length.
   """
 
   index: jax.Array
@@ -343,6 +346,7 @@ class RowState:
   policy_log_probs: jax.Array
   confidence: jax.Array | None = None
   entropy: jax.Array | None = None
+  is_ragged: bool = struct.field(pytree_node=False, default=False)
 
 
 def start_rows(
@@ -351,6 +355,7 @@ def start_rows(
   is_alive: jax.Array,
   max_new_tokens: int,
   pad_id: int,
+  is_ragged: bool = False,
 ) -> RowState:
   """Rows that have written nothing yet."""
   rows = is_alive.shape
@@ -365,6 +370,7 @@ def start_rows(
     tokens=jnp.full((*rows, max_new_tokens), pad_id, jnp.int32),
     behavior_log_probs=jnp.zeros((*rows, max_new_tokens), jnp.float32),
     policy_log_probs=jnp.zeros((*rows, max_new_tokens), jnp.float32),
+    is_ragged=is_ragged,
   )
 
 
@@ -385,19 +391,27 @@ def run_rows(
   forced_lengths: jax.Array | None = None,
   ends_in_forced: bool = False,
 ) -> RowState:
-  """Decodes up to slot `end`, or until fewer than `min_alive` rows go on.
+  """Decodes up to step `end`, or until fewer than `min_alive` rows go on.
 
   `uniforms` `[B, G, S]`, `next_positions` `[B]` and `forced_tokens` `[B, G, F]`
   are indexed by slot from the start of the rows, so a run may be cut anywhere
-  and taken up again.
+  and taken up again. Ragged rows also stop where one has filled its suffix, and
+  take no forced tokens.
   """
 
   def goes_on(state):
-    return (state.index < end) & (state.is_alive.sum() >= min_alive)
+    going = (state.index < end) & (state.is_alive.sum() >= min_alive)
+    if state.is_ragged:
+      longest = jnp.max(jnp.where(state.is_alive, state.lengths, 0))
+      going = going & (longest < state.cache.capacity)
+    return going
 
   def body(state):
     logits = network.policy_logits(params, state.hidden)
-    u = jax.lax.dynamic_index_in_dim(uniforms, state.index, 2, keepdims=False)
+    if state.is_ragged:
+      u = at_slots(uniforms, state.lengths[..., None])[..., 0]
+    else:
+      u = jax.lax.dynamic_index_in_dim(uniforms, state.index, 2, keepdims=False)
     drawn, behavior, policy = sample_tokens(logits, u, controls)
     is_forced = jnp.zeros((1, 1), bool)
     if forced_tokens is not None:
@@ -458,6 +472,10 @@ def _record(state, drawn, behavior, policy, stops, pad_id):
   is_end, is_stop = stops
 
   def put(array, new, blank):
+    if state.is_ragged:
+      b, g = jnp.arange(alive.shape[0]), jnp.arange(alive.shape[1])
+      slot = jnp.where(alive, state.lengths, array.shape[2])  # outside: dropped
+      return array.at[b[:, None], g[None], slot].set(new, mode="drop")
     new = jnp.where(alive, new, blank)[:, :, None]
     return jax.lax.dynamic_update_slice(array, new, (0, 0, state.index))
 
@@ -473,17 +491,24 @@ def _record(state, drawn, behavior, policy, stops, pad_id):
 
 def _advance(network, params, state, next_positions, drawn, pad_id):
   """Runs the tokens just written through the network."""
-  alive = state.is_alive
+  alive, cache = state.is_alive, state.cache
   token = jnp.where(alive, drawn, pad_id)[:, :, None]
+  if state.is_ragged:
+    # Where they were just written; rows that ended write behind their end.
+    slot, own = None, state.lengths - alive
+    cache = cache.replace(suffix_lengths=own)
+  else:
+    slot = own = state.index
   positions = jnp.broadcast_to(
-    (next_positions + state.index)[:, None, None], token.shape
+    (next_positions[:, None] + own)[:, :, None], token.shape
   )
-  hidden, cache = network.apply(
-    params, token, positions, state.cache, slot=state.index
-  )
+  hidden, cache = network.apply(params, token, positions, cache, slot=slot)
   return state.replace(
     index=state.index + 1,
     cache=cache.replace(suffix_lengths=state.lengths),
     hidden=jnp.where(alive[:, :, None], hidden[:, :, 0], state.hidden),
-    is_alive=alive & ~state.ended & ~state.stopped,
+    is_alive=alive
+    & ~state.ended
+    & ~state.stopped
+    & (state.lengths < state.tokens.shape[2]),
   )

@@ -8,9 +8,10 @@ import pytest
 
 from o1jax.policy.cache import prefix_from_prompt
 from o1jax.policy.config import TransformerConfig
-from o1jax.policy.generate import _make_find_stop, _power_of_two, make_generate
+from o1jax.policy.generate import _make_find_stop, make_generate
 from o1jax.policy.network import make_network
 from o1jax.policy.sample import decode_rows, make_controls
+from o1jax.policy.slots import power_of_two
 
 VOCAB, PAD, EOS = 19, 0, 1
 NETWORK = make_network(
@@ -136,6 +137,90 @@ def test_stop_strings_cut_where_the_text_has_them():
     assert (found.policy_log_probs[p][n:] == 0).all()
 
 
+MANY, FEW = 32, 3  # problems and rows of each: 96 rows wait for 16 slots
+QUEUED = np.random.default_rng(2).integers(2, VOCAB, (MANY, P)).astype(np.int32)
+QUEUED_LENGTHS = (1 + np.arange(MANY) % P).astype(np.int32)
+
+
+@functools.cache
+def queued(num_slots=None, stop_texts=(), order=None, **options):
+  """What the rows of QUEUED become with so many slots."""
+  generate = make_generate(
+    NETWORK,
+    num_rows=FEW,
+    max_new_tokens=S,
+    eos_id=EOS,
+    pad_id=PAD,
+    stop_texts=stop_texts,
+    pieces=PIECES,
+    segment=5,
+    num_slots=num_slots,
+    **options,
+  )
+  keys = jax.random.split(jax.random.key(8), (MANY, FEW))
+  order = np.arange(MANY) if order is None else np.array(order)
+  return generate(
+    make_params(), keys[order], QUEUED[order], QUEUED_LENGTHS[order], CONTROLS
+  )
+
+
+def assert_same_rows(found, want):
+  for name in ("tokens", "lengths", "ended", "stopped"):
+    np.testing.assert_array_equal(getattr(found, name), getattr(want, name))
+  for name in ("behavior_log_probs", "policy_log_probs"):
+    np.testing.assert_allclose(
+      getattr(found, name), getattr(want, name), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("num_slots", [16, 5])
+def test_waiting_rows_get_freed_slots_and_nothing_changes(num_slots):
+  want, found = queued(), queued(num_slots)
+  assert_same_rows(found, want)
+  assert found.rows_live == want.rows_live == want.lengths.sum()
+  assert want.rows_evaluated > 1.25 * want.rows_live
+  assert found.rows_live <= found.rows_evaluated <= 1.25 * found.rows_live
+
+
+def test_stop_strings_end_rows_that_wait_too():
+  want = queued(stop_texts=("f", "kb"))
+  assert want.stopped.any() and not want.stopped.all()
+  assert_same_rows(queued(16, ("f", "kb")), want)
+
+
+def test_rows_do_not_depend_on_their_slot():
+  backwards = queued(16, order=tuple(range(MANY))[::-1])
+  want = queued(16)
+  np.testing.assert_array_equal(backwards.tokens[::-1], want.tokens)
+  np.testing.assert_array_equal(backwards.lengths[::-1], want.lengths)
+
+
+def test_a_prompt_is_read_once_for_all_its_rows(monkeypatch):
+  from o1jax.policy import slots
+
+  seen, read = [], slots.read_prompts
+
+  def counted(network, params, tokens, lengths, **options):
+    seen.append(np.asarray(tokens))
+    return read(network, params, tokens, lengths, **options)
+
+  monkeypatch.setattr(slots, "read_prompts", counted)
+  queued.__wrapped__(16)
+  assert len(seen) == MANY // 16
+  np.testing.assert_array_equal(np.concatenate(seen), QUEUED)
+
+
+def test_compressed_and_chunked_prompts_are_as_good():
+  want = queued()
+  chunked = queued(prefill_chunk=2)
+  np.testing.assert_array_equal(chunked.tokens, want.tokens)
+  short = queued(16, cache_dtype="int8")
+  same = (short.tokens == want.tokens).all(-1)
+  assert 0.8 < same.mean()
+  error = np.abs(short.policy_log_probs - want.policy_log_probs)[same]
+  assert 1e-5 < error.max() < 0.05
+
+
 def test_find_stop_reads_across_pieces():
   pieces = [b"", b"ab", b"c", b"\nAns", b"wer: x", b"."]
   find_stop = _make_find_stop((b"Answer:", b"c."), pieces)
@@ -146,8 +231,8 @@ def test_find_stop_reads_across_pieces():
   assert find_stop([]) is None
 
 
-def test_power_of_two():
-  assert [_power_of_two(n) for n in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 8, 16]
+def testpower_of_two():
+  assert [power_of_two(n) for n in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 8, 16]
 
 
 def test_bad_calls_are_refused():
@@ -162,6 +247,13 @@ def test_bad_calls_are_refused():
     )
   with pytest.raises(ValueError, match="segment=0 must be 1 or more"):
     generator(segment=0)
+  for options, message in (
+    ({"num_slots": 0}, "num_slots=0 must be 1 or more"),
+    ({"num_slots": 2, "min_problems": 4}, "num_slots=2 is below min_problems"),
+    ({"cache_dtype": "int4"}, "cache_dtype='int4' is not one of"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      queued(**options)
   keys = jax.random.split(jax.random.key(1), (B, 2))
   with pytest.raises(ValueError, match=r"keys of shape \(4, 2\) for 4 prompts"):
     generator()(make_params(), keys, PROMPTS, LENGTHS, CONTROLS)
