@@ -8,6 +8,9 @@ few). With more rows than a program should have, `num_slots` lets the others
 wait: a row that finishes gives its slot to the next. Rows keep the numbers they
 draw with, so the tokens are those that `decode_rows` would give.
 
+`make_speculative_generate` is for the other end, few rows whose network calls
+cost more than their tokens: a draft proposes, see `speculative`.
+
 Stop strings are looked for in the text, whatever pieces spell them: a table
 over the vocabulary tells which pieces can complete one, and only rows that drew
 such a piece are read. A row that ran past its stop string, to the end of its
@@ -19,12 +22,14 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from o1jax.policy import slots
-from o1jax.policy.cache import check_cache_dtype
+from o1jax.policy.cache import check_cache_dtype, prefix_from_prompt
 from o1jax.policy.network import Network
+from o1jax.policy.speculative import check_draft, speculate_rows
 
 Params = Any
 REFILL = 8  # slots are filled again when one in so many is free
@@ -43,7 +48,8 @@ class Generated:
     ended: `[B, G]` True where the last token is the end token.
     stopped: `[B, G]` True where a stop string was found.
     rows_evaluated: rows of the program, summed over its steps.
-    rows_live: those of them that wrote a token.
+    rows_live: those of them that wrote tokens: one each, or in speculation
+      `lengths.sum() / rows_live`.
   """
 
   tokens: np.ndarray
@@ -139,11 +145,7 @@ def make_generate(
     return queue.fill(run, np.ones(num_slots, bool)), queue
 
   def generate(params, keys, tokens, lengths, controls):
-    if keys.shape != (tokens.shape[0], num_rows):
-      raise ValueError(
-        f"keys of shape {keys.shape} for {tokens.shape[0]} prompts of "
-        f"{num_rows} rows: give one key per row"
-      )
+    _check_keys(keys, tokens, num_rows)
     run, queue = start(params, keys, tokens, lengths)
     result = _blank(keys.shape, max_new_tokens, pad_id)
     can_shrink, rows_evaluated = True, 0
@@ -188,6 +190,91 @@ def make_generate(
       **_cut(result, find_stop, pad_id),
       rows_evaluated=rows_evaluated,
       rows_live=rows_live,
+    )
+
+  return generate
+
+
+def _check_keys(keys, tokens, num_rows):
+  if keys.shape != (tokens.shape[0], num_rows):
+    raise ValueError(
+      f"keys of shape {keys.shape} for {tokens.shape[0]} prompts of "
+      f"{num_rows} rows: give one key per row"
+    )
+
+
+def make_speculative_generate(
+  network: Network,
+  *,
+  num_rows: int,
+  max_new_tokens: int,
+  eos_id: int,
+  pad_id: int,
+  num_proposals: int = 4,
+  cache_dtype: str = "network",
+  prefill_chunk: int | None = None,
+) -> Callable[..., Generated]:
+  """Builds `(params, draft, keys, tokens, lengths, controls)`, see above.
+
+  All rows start together in one program; texts are distributed as those of
+  `make_generate`, with fewer calls of the network.
+
+  Args:
+    network: the network.
+    num_rows: G, samples of each prompt.
+    max_new_tokens: S.
+    eos_id: the token that ends a row.
+    pad_id: fills rows after their end.
+    num_proposals: K, tokens that the draft proposes for each call.
+    cache_dtype: see `cache.prefix_from_prompt`.
+    prefill_chunk: see `cache.prefix_from_prompt`.
+
+  Raises:
+    ValueError: when called, with a draft that does not fit; see
+      `speculative.check_draft`.
+  """
+
+  @jax.jit
+  def run(params, draft, keys, tokens, lengths, controls):
+    prefix, last = prefix_from_prompt(
+      network,
+      params,
+      tokens,
+      lengths,
+      cache_dtype=cache_dtype,
+      prefill_chunk=prefill_chunk,
+    )
+    rows = speculate_rows(
+      network,
+      params,
+      keys,
+      last,
+      lengths,
+      prefix,
+      num_rows=num_rows,
+      max_new_tokens=max_new_tokens,
+      stop_ids=(),
+      eos_id=eos_id,
+      pad_id=pad_id,
+      controls=controls,
+      draft=draft,
+      num_proposals=num_proposals,
+      context_tokens=tokens,
+      context_lengths=lengths,
+    )
+    kept = (*slots.ROW_FIELDS, "lengths", "ended", "stopped", "num_calls")
+    return {name: getattr(rows, name) for name in kept}
+
+  def generate(params, draft, keys, tokens, lengths, controls):
+    _check_keys(keys, tokens, num_rows)
+    check_draft(network, draft, num_proposals)
+    rows = run(params, draft, keys, tokens, lengths, controls)
+    rows = {name: np.asarray(x) for name, x in rows.items()}
+    num_calls = rows.pop("num_calls")
+    return Generated(
+      **rows,
+      rows_evaluated=int(num_calls.max()) * num_calls.size,
+      rows_live=int(num_calls.sum()),
     )
 
   return generate

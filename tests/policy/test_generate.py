@@ -1,5 +1,6 @@
 """Generation with growth and compaction = decode_rows; stop strings."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,12 @@ import pytest
 
 from o1jax.policy.cache import prefix_from_prompt
 from o1jax.policy.config import TransformerConfig
-from o1jax.policy.generate import _make_find_stop, make_generate
+from o1jax.policy.drafts import ModelDraft, NgramDraft
+from o1jax.policy.generate import (
+  _make_find_stop,
+  make_generate,
+  make_speculative_generate,
+)
 from o1jax.policy.network import make_network
 from o1jax.policy.sample import decode_rows, make_controls
 from o1jax.policy.slots import power_of_two
@@ -219,6 +225,22 @@ def test_compressed_and_chunked_prompts_are_as_good():
   assert 0.8 < same.mean()
   error = np.abs(short.policy_log_probs - want.policy_log_probs)[same]
   assert 1e-5 < error.max() < 0.05
+
+
+def test_speculation_writes_the_greedy_texts_in_fewer_calls():
+  greedy = make_controls(temperature=0.0)
+  want = generator()(make_params(), make_keys(), PROMPTS, LENGTHS, greedy)
+  generate = make_speculative_generate(
+    NETWORK, num_rows=G, max_new_tokens=S, eos_id=EOS, pad_id=PAD
+  )
+  rows = make_keys(), PROMPTS, LENGTHS, greedy
+  found = generate(make_params(), NgramDraft(), *rows)
+  assert_same_rows(found, want)
+  assert found.rows_live < found.lengths.sum() == want.rows_live
+  assert found.rows_live <= found.rows_evaluated
+  small = make_network(dataclasses.replace(NETWORK.config, vocab_size=7))
+  with pytest.raises(ValueError, match="vocabulary of 7 tokens"):
+    generate(make_params(), ModelDraft({}, small), *rows)
 
 
 def test_find_stop_reads_across_pieces():
