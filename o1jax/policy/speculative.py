@@ -29,6 +29,8 @@ from o1jax.policy.sample import (
   inverse_cdf,
   probabilities,
   sample_tokens,
+  token_confidence,
+  token_entropy,
 )
 
 Params = Any
@@ -98,6 +100,8 @@ class _Rows:
   ended: jax.Array
   stopped: jax.Array
   num_calls: jax.Array
+  confidence: jax.Array | None
+  entropy: jax.Array | None
 
 
 def speculate_rows(
@@ -121,6 +125,7 @@ def speculate_rows(
   is_active: jax.Array | None = None,
   forced_tokens: jax.Array | None = None,
   forced_lengths: jax.Array | None = None,
+  with_certainty: bool = False,
 ) -> SpeculatedRows:
   """Does what `sample.decode_rows` does in fewer calls of the network.
 
@@ -148,6 +153,7 @@ def speculate_rows(
     is_active: `[B, G]`.
     forced_tokens: `[B, F]`.
     forced_lengths: `[B]`.
+    with_certainty: also sum up confidence and entropy.
 
   Raises:
     ValueError: see `check_draft`.
@@ -174,6 +180,9 @@ def speculate_rows(
     max_new_tokens,
     pad_id,
   )
+  if with_certainty:
+    nothing = jnp.zeros(is_active.shape, jnp.float32)
+    rows = rows.replace(confidence=nothing, entropy=nothing)
   is_stop = _make_is_stop(stop_ids, eos_id)
   rows = _first_token(
     network, params, rows, uniforms, forced, is_stop, controls
@@ -244,6 +253,8 @@ def _blank(cache, drafting, hidden, is_active, room, pad_id):
     ended=jnp.zeros(rows, bool),
     stopped=jnp.zeros(rows, bool),
     num_calls=jnp.zeros(rows, jnp.int32),
+    confidence=None,
+    entropy=None,
   )
 
 
@@ -257,6 +268,8 @@ def _first_token(network, params, rows, uniforms, forced, is_stop, controls):
   policy = selected_log_probs(logits, tokens[..., 0])[..., None]
   is_end, is_step_end = (x & ~is_forced for x in is_stop(tokens))
   alive = rows.is_alive
+  counts = alive[..., None] & ~is_forced
+  rows = _with_certainty(rows, logits[:, :, None], tokens, counts)
   return _write(
     rows, slots, alive[..., None], tokens, behavior, policy
   ).replace(
@@ -308,10 +321,12 @@ def _round(
 
   index = jnp.arange(tokens.shape[-1])[None, None]
   num_written = num_accepted + ~is_over
+  is_written = alive[..., None] & (index < num_written[..., None])
+  rows = _with_certainty(rows, logits, tokens, is_written & ~all_forced)
   rows = _write(
     rows,
     rows.lengths[..., None] + index,
-    alive[..., None] & (index < num_written[..., None]),
+    is_written,
     tokens,
     behavior,
     selected_log_probs(logits, tokens),
@@ -385,6 +400,20 @@ def _append(proposed, is_accepted, drawn):
   wide = jnp.concatenate([proposed, drawn], 2)
   is_old = jnp.pad(is_accepted, ((0, 0), (0, 0), (0, 1)))
   return jnp.where(is_old, wide, drawn)
+
+
+def _with_certainty(rows, logits, tokens, counts):
+  """Adds up confidence and entropy of tokens `[B, G, K]`, if asked for."""
+  if rows.confidence is None:
+    return rows
+
+  def total(x):
+    return jnp.where(counts, x, 0.0).sum(-1)
+
+  return rows.replace(
+    confidence=rows.confidence + total(token_confidence(logits, tokens)),
+    entropy=rows.entropy + total(token_entropy(logits)),
+  )
 
 
 def _write(rows, slots, mask, tokens, behavior, policy):

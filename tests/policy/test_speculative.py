@@ -81,6 +81,7 @@ def speculate(draft, controls, is_active, forced):
     is_active=is_active,
     forced_tokens=forced[0],
     forced_lengths=forced[1],
+    with_certainty=True,
   )
 
 
@@ -226,6 +227,14 @@ def test_rows_are_those_of_a_full_forward(draft, with_forced):
       drawn = oracle_probs(row, CONTROLS["warm"])
       behavior = 0.0 if t < forced else np.log(drawn[tokens[t]])
       close(rows.behavior_log_probs[b, g, t], behavior)
+    drawn_at = logits[i, n + forced - 1 : n + m - 1]
+    confidence, entropy = 0.0, 0.0
+    for row, token in zip(drawn_at, tokens[forced:m], strict=True):
+      probs = np.exp(row) / np.exp(row).sum()
+      confidence += probs[token] / np.sort(probs)[-5:].sum()
+      entropy -= (probs * np.log(probs)).sum()
+    close(rows.confidence[b, g], confidence)
+    close(rows.entropy[b, g], entropy)
     close(rows.last_hidden[b, g], hidden[i, n + m - 1])
     for name in ("keys", "values"):
       kept = getattr(rows, name)[0][b, g, :, :m]
