@@ -15,7 +15,9 @@ arXiv 2402.05099, and of DeFT, arXiv 2404.00242):
 
 Granularity is the choice of delimiters, length and depth: steps (delimiter and
 eos), whole solutions (eos alone, depth 1), segments or tokens (a fixed length
-after which the next step goes on).
+after which the next step goes on). With an opening, steps are whole solutions
+that follow each other: a node is an answer and its children are revisions of
+it, written behind all answers on the path without their end marks.
 """
 
 import functools
@@ -112,13 +114,19 @@ def path_to(store: NodeStore, node: jax.Array, max_depth: int) -> jax.Array:
 
 
 def path_tokens(
-  store: NodeStore, path: jax.Array
+  store: NodeStore, path: jax.Array, *, with_ends: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-  """Tokens of the steps on a path `[B, W, R]`, as `[B, W, R * S]` and mask."""
+  """Tokens of the steps on a path `[B, W, R]`, as `[B, W, R * S]` and mask.
+
+  Without ends the end marks of finished solutions are masked.
+  """
   row = jnp.arange(path.shape[0])[:, None, None]
   tokens = store.tokens[row, path]
   steps = jnp.arange(tokens.shape[-1])
-  mask = steps[None, None, None, :] < store.lengths[row, path][..., None]
+  lengths = store.lengths[row, path]
+  if not with_ends:
+    lengths = lengths - store.is_finished[row, path]
+  mask = steps[None, None, None, :] < lengths[..., None]
   flat = (*path.shape[:2], -1)
   return tokens.reshape(flat), mask.reshape(flat)
 
@@ -136,6 +144,7 @@ def make_step_model(
   memory: str = "tree",
   goes_on_where_cut: bool = False,
   enumerates: bool = False,
+  opening: tuple[int, ...] = (),
   merge_duplicates: bool = True,
   num_rollouts: int = 0,
   guidance: Mapping[str, float] | None = None,
@@ -158,6 +167,9 @@ def make_step_model(
       False cuts the solution off there.
     enumerates: the candidates begin with the A likeliest tokens, one each, in
       place of sampled ones; each node then expands once.
+    opening: tokens that begin each revision, behind the answer that it revises;
+      () where an answer is final. A step is a whole solution then (no
+      stop_ids), and `max_depth` is the first answer and its revisions.
     merge_duplicates: True keeps equal candidates once and corrects their prior
       for having been sampled; False keeps each (for votes).
     num_rollouts: M continuations sampled from every candidate to the end of
@@ -186,6 +198,16 @@ def make_step_model(
     raise ValueError(
       f"num_candidates={num_candidates} is more than the "
       f"{network.config.vocab_size} tokens to enumerate: lower it"
+    )
+  if opening and (stop_ids or goes_on_where_cut or enumerates or num_rollouts):
+    raise ValueError(
+      "an opening is for whole solutions: leave stop_ids, goes_on_where_cut, "
+      "enumerates and num_rollouts out"
+    )
+  if len(opening) >= max_step_tokens:
+    raise ValueError(
+      f"max_step_tokens={max_step_tokens} leaves no room behind the opening of "
+      f"{len(opening)} tokens: raise it"
     )
   guidance = {"value": 1.0} if guidance is None else guidance
   guide, least_score = guidance_lib.weighted_sum(guidance, guidance_functions)
@@ -221,9 +243,30 @@ def make_step_model(
   def read_context(params, node, store):
     """Prefix and last hidden state of each node, and the tokens it cost."""
     path = path_to(store, node, max_depth - 1)
+    steps, is_step = path_tokens(store, path, with_ends=not opening)
     if keeps_cache:
-      return *_gathered_context(store, node, path), 0
-    return _recomputed_context(network, params, store, path)
+      return *_gathered_context(store, node, path, is_step), 0
+    return _recomputed_context(network, params, store, steps, is_step)
+
+  def first_tokens(params, last_hidden, is_root):
+    """Tokens that candidates are made to begin with; arguments of `decode`."""
+    shape = (is_root.shape[0], num_candidates)
+    if enumerates:
+      logits = network.policy_logits(params, last_hidden)
+      likeliest = jax.lax.top_k(logits, num_candidates)[1]
+      return dict(
+        forced_tokens=likeliest[..., None],
+        forced_lengths=jnp.ones(shape, jnp.int32),
+        chosen=True,
+      )
+    if opening:
+      given = jnp.array(opening, jnp.int32)[None, None]
+      count = jnp.where(is_root, 0, len(opening))[:, None]
+      return dict(
+        forced_tokens=jnp.broadcast_to(given, (*shape, len(opening))),
+        forced_lengths=jnp.broadcast_to(count, shape),
+      )
+    return {}
 
   def step_fn(params, keys, request, store):
     """Samples candidates; see `contracts.StepModel`."""
@@ -234,17 +277,9 @@ def make_step_model(
     prefix, last_hidden, read_tokens = read_context(params, node, store)
     step_keys, rollout_keys = _named_keys(_merge_rows(keys), num_candidates)
     end = store.end_positions[row, node]
+    if opening:
+      end = end - store.is_finished[row, node]
     index = jnp.arange(num_candidates)[None, None]
-    if enumerates:
-      logits = network.policy_logits(params, last_hidden)
-      likeliest = jax.lax.top_k(logits, num_candidates)[1][..., None]
-      forced = dict(
-        forced_tokens=likeliest,
-        forced_lengths=jnp.ones_like(likeliest[..., 0]),
-        ends_in_forced=True,
-      )
-    else:
-      forced = {}
     rows = decode(
       params,
       step_keys,
@@ -256,12 +291,14 @@ def make_step_model(
       stop_ids=stop_ids,
       is_active=_merge_rows(index < request.num_rows[..., None]),
       with_certainty=reads_tokens,
-      **forced,
+      **first_tokens(params, last_hidden, _merge_rows(node == ROOT)),
     )
     depth = store.depth[row, node] + 1
     ended = split(rows.ended)
     is_cut = split(~(rows.ended | rows.stopped)) & (not goes_on_where_cut)
-    is_terminal = ended | is_cut | (depth >= max_depth)[..., None]
+    is_terminal = is_cut | (depth >= max_depth)[..., None]
+    if not opening:
+      is_terminal = is_terminal | ended
     is_valid, prior_logits = map(split, sampled_priors(rows, merge_duplicates))
     sibling_logits = None
     if merge_duplicates and request.siblings.shape[-1]:
@@ -431,7 +468,7 @@ def _with_memory(store, prompt, last_hidden) -> NodeStore:
   )
 
 
-def _gathered_context(store, node, path):
+def _gathered_context(store, node, path, is_step):
   """Prompt and ancestors' blocks of each node `[B, W]`, `B * W` rows."""
   num_trees, num_leaves, num_steps = path.shape
   rows = num_trees * num_leaves
@@ -448,7 +485,6 @@ def _gathered_context(store, node, path):
     found = blocks[tree[..., None], path].swapaxes(2, 3)
     return found.reshape(rows, heads, num_steps * step_tokens, width)
 
-  _, mask = path_tokens(store, path)
   step = (tree[..., None], path)
   start = store.end_positions[step] - store.lengths[step]
   slots = jnp.arange(store.tokens.shape[-1])[None, None, None]
@@ -457,16 +493,15 @@ def _gathered_context(store, node, path):
     keys=tuple(gather(k) for k in store.keys),
     values=tuple(gather(v) for v in store.values),
     positions=positions,
-    mask=mask.reshape(rows, -1),
+    mask=is_step.reshape(rows, -1),
   )
   return cache_lib.join([prompt, steps]), last_hidden
 
 
-def _recomputed_context(network, params, store, path):
+def _recomputed_context(network, params, store, steps, is_step):
   """The same by reading prompt and path again, packed without holes."""
-  num_leaves = path.shape[1]
+  num_leaves = steps.shape[1]
   repeat = functools.partial(jnp.repeat, repeats=num_leaves, axis=0)
-  steps, is_step = path_tokens(store, path)
   prompt = repeat(store.prompt_tokens)
   index = jnp.arange(prompt.shape[1])[None]
   is_prompt = index < repeat(store.prompt_lengths)[:, None]
@@ -478,7 +513,7 @@ def _recomputed_context(network, params, store, path):
   prefix, last_hidden = cache_lib.prefix_from_prompt(
     network, params, tokens, lengths
   )
-  return prefix, last_hidden, lengths.reshape(path.shape[:2])
+  return prefix, last_hidden, lengths.reshape(steps.shape[:2])
 
 
 def _new_nodes(store, node, end, depth, rows, keeps_cache):

@@ -672,3 +672,80 @@ def test_tokens_are_enumerated_in_order_of_their_probability():
     assert score == pytest.approx(expected if is_open else 0.0, abs=1e-5)
   # All that there is: 3 + 9 + 27 nodes, less those below an end.
   assert all(len(found) == 3 for found in seen.values())
+
+
+OPENING = (4, 5)
+ANSWER_TOKENS = 5
+
+
+@functools.cache
+def revised(memory):
+  """Two revisions behind each first answer, in two chains of one problem."""
+  model = make_step_model(
+    NETWORK,
+    num_candidates=1,
+    max_step_tokens=ANSWER_TOKENS,
+    max_depth=3,
+    stop_ids=(),
+    eos_id=EOS,
+    pad_id=PAD,
+    controls=make_controls(temperature=TEMPERATURE),
+    memory=memory,
+    merge_duplicates=False,
+    opening=OPENING,
+  )
+  strategy = make_strategy("revision", model, num_revisions=2, num_chains=4)
+  return run_on_device(strategy)(params(), jax.random.key(8), PROBLEMS)
+
+
+@pytest.mark.parametrize("memory", ["tree", "tokens"])
+def test_a_revision_is_read_behind_its_answer_without_the_end_mark(memory):
+  state = revised(memory)
+  store = jax.tree.map(np.asarray, state.node_state.replace(prompt=None))
+  found = []
+  for row in range(B):
+    prompt = store.prompt_tokens[row, : store.prompt_lengths[row]].tolist()
+    context = {ROOT: prompt}
+    for node in slots(state, row):
+      parent = int(state.tree.parent[row, node])
+      before = context[parent]
+      step = store.tokens[row, node, : store.lengths[row, node]].tolist()
+      given = 0 if parent == ROOT else len(OPENING)
+      assert tuple(step[:given]) == OPENING[:given]
+      ended = step[-1] == EOS
+      assert bool(state.tree.is_solution[row, node]) == ended
+      is_last = int(state.tree.depth[row, node]) == 3
+      assert bool(state.tree.is_terminal[row, node]) == (is_last or not ended)
+      context[node] = before + (step[:-1] if ended else step)
+      found.append((row, node, before + step, len(before), given))
+  assert max(len(text) - start for *_, text, start, _ in found) > 0
+  assert {given for *_, given in found} == {0, len(OPENING)}
+  rows = 40
+  tokens = np.full((rows, P + 3 * ANSWER_TOKENS), PAD, np.int32)
+  for i, (_, _, text, _, _) in enumerate(found):
+    tokens[i, : len(text)] = text
+  logits, values = full_forward(params(), tokens)
+  for i, (row, node, text, start, given) in enumerate(found):
+    log_probs = log_softmax(np.asarray(logits[i], np.float64))
+    at = np.arange(start + given, len(text))
+    expected = log_probs[at - 1, np.array(text)[at]]
+    count = len(text) - start
+    written = store.policy_log_probs[row, node, :count]
+    np.testing.assert_array_equal(written[:given], 0)
+    np.testing.assert_allclose(written[given:], expected, atol=1e-5)
+    if text[-1] == EOS:
+      score = float((state.tree.value + state.tree.reward)[row, node])
+      assert score == pytest.approx(float(values[i, len(text) - 1]), abs=1e-5)
+
+
+def test_both_memories_revise_alike():
+  whole, again = revised("tree"), revised("tokens")
+  for name in ("tokens", "lengths", "is_finished"):
+    np.testing.assert_array_equal(
+      getattr(whole.node_state, name), getattr(again.node_state, name)
+    )
+  np.testing.assert_allclose(
+    whole.tree.value + whole.tree.reward,
+    again.tree.value + again.tree.reward,
+    atol=1e-5,
+  )

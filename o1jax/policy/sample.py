@@ -239,7 +239,7 @@ def decode_rows(
   is_active: jax.Array | None = None,
   forced_tokens: jax.Array | None = None,
   forced_lengths: jax.Array | None = None,
-  ends_in_forced: bool = False,
+  chosen: bool = False,
   with_certainty: bool = False,
 ) -> DecodedRows:
   """Continues each context in G rows until each has stopped.
@@ -263,9 +263,12 @@ def decode_rows(
     is_active: `[B, G]`; False writes nothing in the row (length 0). None: all
       are active.
     forced_tokens: `[B, G, F]` tokens that rows begin with, in place of drawn
-      ones; their behavior log-prob is 0. None: nothing is forced.
-    forced_lengths: `[B, G]` how many of them count.
-    ends_in_forced: stops and ends among forced tokens are seen.
+      ones. None: nothing is forced.
+    forced_lengths: `[B, G]` how many tokens of each row are forced.
+    chosen: True where the forced tokens are somebody's choice among the
+      policy's tokens: they have its log-prob (and behavior log-prob 0), and
+      stop a row. False where they are given text, with log-probs 0, in which
+      no stop or end is seen.
     with_certainty: also sum up confidence and entropy of the drawn tokens.
   """
   batch, width = last_hidden.shape
@@ -294,7 +297,7 @@ def decode_rows(
     controls=controls,
     forced_tokens=forced_tokens,
     forced_lengths=forced_lengths,
-    ends_in_forced=ends_in_forced,
+    chosen=chosen,
   )
   suffix_keys, suffix_values = state.cache.suffix_arrays()
   return DecodedRows(
@@ -389,7 +392,7 @@ def run_rows(
   min_alive: int = 1,
   forced_tokens: jax.Array | None = None,
   forced_lengths: jax.Array | None = None,
-  ends_in_forced: bool = False,
+  chosen: bool = False,
 ) -> RowState:
   """Decodes up to step `end`, or until fewer than `min_alive` rows go on.
 
@@ -423,8 +426,10 @@ def run_rows(
       drawn = jnp.where(is_forced, given, drawn)
       behavior = jnp.where(is_forced, 0.0, behavior)
       policy = _pick(logits, drawn) - jax.nn.logsumexp(logits, -1)
+      if not chosen:
+        policy = jnp.where(is_forced, 0.0, policy)
     stops = _stops(drawn, stop_ids, eos_id)
-    if not ends_in_forced:
+    if not chosen:
       stops = tuple(stop & ~is_forced for stop in stops)
     if state.confidence is not None:
       counts = state.is_alive & ~is_forced

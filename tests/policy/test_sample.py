@@ -375,10 +375,10 @@ def test_forced_tokens_come_first_and_rows_go_on_behind_them():
   log_probs, _ = next_token_log_probs(NETWORK, make_params(), texts, ends)
   for b, g in np.ndindex(B, G):
     count, first = int(rows.lengths[b, g]), LENGTHS[b] - 1
+    expected = np.array(log_probs[b * G + g, first : first + count])
+    expected[: counts[b]] = 0  # given, not chosen
     np.testing.assert_allclose(
-      rows.policy_log_probs[b, g, :count],
-      log_probs[b * G + g, first : first + count],
-      atol=1e-5,
+      rows.policy_log_probs[b, g, :count], expected, atol=1e-5
     )
   np.testing.assert_array_equal(rows.tokens[2], free.tokens[2])
 
