@@ -82,6 +82,7 @@ def get_config(arg=None):
   config.search.num_problems = 512  # new problems an iteration
   config.search.batch_size = 256  # searched at a time
   config.search.granularity = "step"  # step, segment or token
+  config.search.num_revisions = 3  # of strategies that revise
   config.search.num_candidates = 8  # steps sampled at an expansion
   config.search.num_expansions = 32  # at most, a problem
   config.search.num_simulations = 256  # a problem

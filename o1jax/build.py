@@ -25,7 +25,13 @@ from o1jax.learning.optimizer import Optimizer, make_optimizer
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import make_network
 from o1jax.policy.tokenizer import Tokenizer, train_tokenizer
-from o1jax.solver import Lengths, Policy, Solver, encode_problems
+from o1jax.solver import (
+  REVISIONS,
+  Lengths,
+  Policy,
+  Solver,
+  encode_problems,
+)
 from o1jax.tasks import make_task
 from o1jax.tasks.task import Task
 from o1jax.types import Problem, ScoredSolution
@@ -85,6 +91,7 @@ LEAST = {
   "search.num_parallel_leaves": 1,
   "search.num_workers": 0,
   "search.num_rollouts": 0,
+  "search.num_revisions": 0,
   "learn.num_updates": 1,
   "learn.updates_per_call": 1,
   "learn.num_microbatches": 1,
@@ -297,6 +304,12 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
     search = config.search.to_dict()
     search.pop("num_problems")
     mesh_lib.check_divides("search.batch_size", search["batch_size"], mesh)
+    if search["strategy"] in REVISIONS:
+      raise ValueError(
+        f"search.strategy={search['strategy']!r} finds answers that follow "
+        "others in one text, which learning does not read: choose another "
+        "here, and compare with it in evaluation"
+      )
     solver = Solver(policy, mesh=mesh, task=task, **search)
     optimizer = make_optimizer(
       total_updates=total_updates(config), **config.learn.optimizer

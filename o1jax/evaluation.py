@@ -1,7 +1,7 @@
 """Accuracy against budget, every strategy on the same held-out problems.
 
 The budget is an effort n: as many tokens as n whole solutions. Best-of-N and
-majority vote draw n solutions; tree search may expand nodes until it has
+majority vote draw n solutions; tree searches may expand nodes until they have
 decoded n solutions' worth of steps. Accuracy is that of the solution a
 strategy answers with, coverage (pass@k) that of any it found; the checker that
 measures both is not one the search can see.
@@ -20,6 +20,7 @@ from o1jax.reward.outcome import Verifier
 from o1jax.search.selection import named
 from o1jax.solver import (
   STRATEGIES,
+  WHOLE,
   Policy,
   Searched,
   Solver,
@@ -31,6 +32,8 @@ from o1jax.types import Problem, Verdict
 BOOTSTRAP_SEED = 7
 NUM_RESAMPLES = 1000
 SIMULATIONS_PER_NODE = 32
+MAX_REVISIONS = 3
+BEAMS = ("beam", "treebon")
 CUT_OFF = Verdict(is_correct=False, reason="cut off", answer=None)
 
 
@@ -41,7 +44,8 @@ def strategy_options(
 
   An expansion decodes A steps, the R-th part of A solutions, so a tree gets
   effort * R / A expansions. Simulations cost no tokens: there are enough of
-  them for the expansions to be spent on most problems.
+  them for the expansions to be spent on most problems. A revision counts as a
+  solution.
 
   Raises:
     ValueError: the effort is no count, or does not pay for one expansion.
@@ -50,17 +54,33 @@ def strategy_options(
     raise ValueError(f"an effort must be a whole number above 0, not {effort}")
   if strategy == "greedy":
     return {}
-  if strategy != "mcts":
+  if strategy in WHOLE:
     return {"num_candidates": effort}
+  if strategy == "speculative_rejection":
+    return {
+      "num_expansions": effort * num_steps,
+      "options": {"num_rows": effort},
+    }
+  if strategy == "revision":
+    num_revisions = min(MAX_REVISIONS, effort - 1)
+    options = {"num_chains": effort // (1 + num_revisions)}
+    return {"num_revisions": num_revisions, "options": options}
+  if strategy == "mctsr":
+    return {"num_revisions": MAX_REVISIONS, "num_simulations": effort}
   expansions = effort * num_steps // num_candidates
-  if expansions < 1:
+  width = effort // num_candidates
+  if min(expansions, width if strategy in BEAMS else expansions) < 1:
     raise ValueError(
       f"an effort of {effort} solutions of {num_steps} steps does not pay for "
       f"one expansion of num_candidates={num_candidates}: raise the effort or "
       "lower num_candidates"
     )
-  return {
-    "num_candidates": num_candidates,
+  budget: dict[str, Any] = {"num_candidates": num_candidates}
+  if strategy == "beam":
+    return budget | {"options": {"width": width, "num_root_blocks": width}}
+  if strategy == "treebon":
+    return budget | {"options": {"num_roots": width * num_candidates}}
+  return budget | {
     "num_expansions": expansions,
     "num_simulations": SIMULATIONS_PER_NODE * expansions * num_candidates,
   }
@@ -220,7 +240,8 @@ class Evaluator:
         batch_size=self._batch_size,
         mesh=self._mesh,
         task=self._task,
-        options=self._strategy_options.get(strategy),
+        options=options.pop("options", {})
+        | self._strategy_options.get(strategy, {}),
         **options,
         **self._options,
       )

@@ -38,13 +38,11 @@ REWARDS = ("checker", "value")
 Watch = Callable[[list[str]], None]
 # Strategies whose candidates are whole solutions, the last by temperature 0.
 WHOLE = ("best_of_n", "majority_vote", "greedy")
-# Those that need a step model of revisions, which is not made here.
+# Those whose candidates are revisions of whole solutions.
 REVISIONS = ("revision", "mctsr")
-STRATEGIES = tuple(
-  name
-  for name in (*strategies.STRATEGIES, "majority_vote")
-  if name not in REVISIONS
-)
+# Those that sample candidates side by side, so that equal ones stay apart.
+SIDE_BY_SIDE = ("speculative_rejection", "revision")
+STRATEGIES = (*strategies.STRATEGIES, "majority_vote")
 # What a step of the other strategies is: see `_step_shape`.
 GRANULARITIES = ("step", "segment", "token")
 
@@ -82,9 +80,12 @@ class Policy:
 class FoundSolution:
   """One finished solution of a search.
 
+  In a tree of revisions tokens and log-probs are those of all answers on the
+  path, and `text` is the last one's.
+
   Attributes:
     node: index of its last step in the tree.
-    text: without the end mark.
+    text: without the end mark; of revisions the last answer alone.
     path: indices of its steps, first step first.
     tokens: `[T]`, end mark included where there is one.
     behavior_log_probs: `[T]` under the distribution drawn from.
@@ -182,6 +183,7 @@ class Solver:
     guidance_functions: Mapping[str, Guidance] | None = None,
     num_workers: int = 0,
     granularity: str = "step",
+    num_revisions: int = 3,
     num_candidates: int = 1,
     num_simulations: int = 1,
     num_expansions: int = 1,
@@ -220,6 +222,8 @@ class Solver:
       granularity: of strategies that do not draw whole solutions: "step", a
         line; "segment", as many tokens as a line may have; "token", the
         likeliest tokens, one each.
+      num_revisions: of revision and mctsr, most revisions behind each other;
+        the policy writes a line of criticism before each.
       num_candidates: A, or N for best-of-N and majority vote.
       num_simulations: of mcts.
       num_expansions: most nodes that a search expands; bounds its memory.
@@ -266,7 +270,11 @@ class Solver:
       self._verifier = Verifier(task.check, num_workers=num_workers)
     self._votes = strategy == "majority_vote"
     is_tree = strategy not in WHOLE
-    shape = _step_shape(policy, granularity if is_tree else "solution")
+    self._revises = strategy in REVISIONS
+    if self._revises:
+      shape = _revision_shape(policy, task, num_revisions)
+    else:
+      shape = _step_shape(policy, granularity if is_tree else "solution")
     self._max_depth = shape["max_depth"]
     model = step_model_lib.make_step_model(
       policy.network,
@@ -280,8 +288,7 @@ class Solver:
         min_p=min_p,
       ),
       memory=memory,
-      # Solutions that are sampled side by side, or vote, stay apart.
-      merge_duplicates=is_tree and strategy != "speculative_rejection",
+      merge_duplicates=is_tree and strategy not in SIDE_BY_SIDE,
       num_rollouts=num_rollouts if is_tree else 0,
       guidance=guidance,
       guidance_functions=guidance_functions,
@@ -290,6 +297,7 @@ class Solver:
     shared = dict(
       num_simulations=num_simulations,
       num_expansions=num_expansions,
+      num_revisions=num_revisions,
       capacity=1 + num_candidates * num_expansions,
       max_depth=self._max_depth,
       rule=rule,
@@ -410,7 +418,8 @@ class Solver:
     spans = [nodes["tokens"][n, : lengths[n]] for n in range(len(lengths))]
     nodes["texts"] = [decode(span.tolist()) for span in spans]
     solutions = []
-    for node in np.flatnonzero(nodes["is_terminal"] & nodes["is_valid"]):
+    is_end = nodes["is_terminal"] | nodes["is_solution"]
+    for node in np.flatnonzero(is_end & nodes["is_valid"]):
       path, at = [], int(node)
       while at != ROOT:
         path.append(at)
@@ -423,11 +432,11 @@ class Solver:
       solutions.append(
         FoundSolution(
           node=int(node),
-          text="".join(nodes["texts"][n] for n in path),
+          text=self._answer("".join(nodes["texts"][n] for n in path)),
           path=tuple(path),
           tokens=np.concatenate([spans[n] for n in path]),
           is_finished=bool(nodes["is_finished"][node]),
-          outcome=float(nodes["reward"][node]),
+          outcome=float(nodes["reward"][node] + nodes["value"][node]),
           num_visits=int(nodes["num_visits"][node]),
           **logs,
         )
@@ -477,7 +486,11 @@ class Solver:
     return outcome
 
   def _text(self, tokens: np.ndarray) -> str:
-    return self._policy.tokenizer.decode(tokens.tolist())
+    return self._answer(self._policy.tokenizer.decode(tokens.tolist()))
+
+  def _answer(self, text: str) -> str:
+    """The solution that a path ends with."""
+    return self._task.final_solution(text) if self._revises else text
 
 
 def _step_shape(policy: Policy, granularity: str) -> dict[str, Any]:
@@ -499,6 +512,26 @@ def _step_shape(policy: Policy, granularity: str) -> dict[str, Any]:
     max_depth=lengths.num_steps,
     stop_ids=(newline,) if granularity == "step" else (),
     goes_on_where_cut=granularity == "segment",
+  )
+
+
+def _revision_shape(
+  policy: Policy, task: Task, num_revisions: int
+) -> dict[str, Any]:
+  """Arguments of `make_step_model` for answers and their revisions.
+
+  A step holds the mark, a line of criticism and a solution.
+  """
+  if num_revisions < 0:
+    raise ValueError(f"num_revisions={num_revisions} must be 0 or more")
+  opening = tuple(policy.tokenizer.encode(f"\n{task.revision_mark}"))
+  lengths = policy.lengths
+  num_lines = lengths.num_steps + 1
+  return dict(
+    max_step_tokens=len(opening) + lengths.step_tokens * num_lines,
+    max_depth=1 + num_revisions,
+    stop_ids=(),
+    opening=opening,
   )
 
 
@@ -601,9 +634,11 @@ _TREE_FIELDS = (
   "first_child",
   "num_visits",
   "mean_value",
+  "value",
   "reward",
   "prior_logits",
   "is_terminal",
+  "is_solution",
   "is_valid",
 )
 _STORE_FIELDS = (

@@ -1,0 +1,111 @@
+"""Every strategy with every guidance at every granularity, end to end."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from o1jax import mesh as mesh_lib
+from o1jax.evaluation import strategy_options
+from o1jax.search.guidance import GUIDANCES
+from o1jax.solver import (
+  GRANULARITIES,
+  REVISIONS,
+  STRATEGIES,
+  WHOLE,
+  Solver,
+)
+from policies import ToyTask, tiny_params, tiny_policy
+
+EFFORT, BATCH = 4, 4
+TASK = ToyTask(num_numbers=3, min_number=1, max_number=9)
+REWARDS = ("value", "checker")
+PROBLEMS = TASK.heldout_problems(BATCH)
+
+
+def all_cells():
+  """Every pair of two of: strategy, guidance, granularity, reward."""
+  cells = []
+  for i, strategy in enumerate(STRATEGIES):
+    has_steps = strategy not in (*WHOLE, *REVISIONS)
+    for j, guidance in enumerate(GUIDANCES):
+      turn = i + j
+      granularity = GRANULARITIES[turn % 3] if has_steps else "step"
+      cells.append((strategy, guidance, granularity, REWARDS[turn % 2]))
+  return cells
+
+
+def is_quick(cell):
+  """One cell a strategy, guidances taking turns."""
+  strategy, guidance, *_ = cell
+  names = list(GUIDANCES)
+  return names.index(guidance) == STRATEGIES.index(strategy) % len(names)
+
+
+@pytest.mark.parametrize(
+  "cell",
+  [
+    pytest.param(
+      cell, id="-".join(cell), marks=[] if is_quick(cell) else pytest.mark.slow
+    )
+    for cell in all_cells()
+  ],
+)
+def test_a_combination_searches_and_answers_with_its_best(cell):
+  strategy, guidance, granularity, reward = cell
+  policy = tiny_policy()
+  num_candidates = 2 if granularity == "token" else 1
+  budget = strategy_options(
+    strategy, EFFORT, policy.lengths.num_steps, num_candidates
+  )
+  if granularity == "token" and "num_expansions" in budget:
+    budget["num_expansions"] = 12
+    budget["num_simulations"] = 30
+  search = Solver(
+    policy,
+    strategy=strategy,
+    batch_size=BATCH,
+    mesh=mesh_lib.make_mesh({"data": 1}),
+    task=TASK,
+    reward=reward,
+    guidance={guidance: 1.0},
+    granularity=granularity,
+    **budget,
+  )
+  found = search(tiny_params(), jax.random.key(1), PROBLEMS)
+  assert sum(one.cost["generated_tokens"] for one in found) > 0
+  for one in found:
+    finished = [s for s in one.solutions if s.is_finished]
+    if strategy == "majority_vote":
+      continue
+    best = max((s.outcome for s in finished), default=None)
+    assert (one.selected is None) == (best is None)
+    if best is not None and strategy != "a_star":
+      assert one.solutions[one.selected].outcome == best
+    if reward == "checker":
+      for solution in finished:
+        verdict = TASK.check(one.problem, solution.text)
+        assert solution.outcome == float(verdict.is_correct)
+    else:
+      assert np.isfinite([s.outcome for s in finished]).all()
+
+
+@functools.cache
+def cell_pairs():
+  return {
+    frozenset((a, b))
+    for cell in all_cells()
+    for a in enumerate(cell)
+    for b in enumerate(cell)
+    if a != b
+  }
+
+
+def test_the_cells_cover_all_pairs():
+  trees = [s for s in STRATEGIES if s not in (*WHOLE, *REVISIONS)]
+  factors = [STRATEGIES, tuple(GUIDANCES), GRANULARITIES, REWARDS]
+  for i, j in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)):
+    for a in trees if i == 0 else factors[i]:
+      for b in factors[j]:
+        assert frozenset(((i, a), (j, b))) in cell_pairs()
