@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from o1jax import jsonl
+from o1jax import jsonl, node_store
 from o1jax import mesh as mesh_lib
 from o1jax import step_model as step_model_lib
 from o1jax.policy import sample
@@ -672,8 +672,8 @@ def _children_tokens(state: contracts.SearchState, *, max_depth: int):
   row = jnp.arange(trees)[:, None]
   actions = jnp.arange(candidates)[None, None]
   node = (state.first_child[..., None] + actions).reshape(trees, -1)
-  path = step_model_lib.path_to(store, node, max_depth)
-  tokens, mask = step_model_lib.path_tokens(store, path)
+  path = node_store.path_to(store, node, max_depth)
+  tokens, mask = node_store.path_tokens(store, path)
   shape = (trees, leaves, candidates)
   is_new = expansion.is_valid & state.is_expanding[..., None]
   is_finished = store.is_finished[row, node].reshape(shape)

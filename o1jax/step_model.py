@@ -26,8 +26,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from o1jax.node_store import (
+  NodeStore,
+  empty_store,
+  gathered_context,
+  merge_rows,
+  path_to,
+  path_tokens,
+  recomputed_context,
+  split_rows,
+  with_memory,
+  write_nodes,
+)
 from o1jax.policy import cache as cache_lib
 from o1jax.policy import sample
 from o1jax.policy.network import Network
@@ -41,94 +52,6 @@ MEMORIES = ("tree", "tokens")
 # Log ratios of probabilities are rounded to one part in so many of a nat: above
 # the last bits of float32, below the 1e-5 that trees are compared with.
 _PRIOR_STEPS = 2**17
-
-
-@struct.dataclass
-class NodeStore:
-  """Tokens and memory of every node of B trees.
-
-  N counts the slots for nodes; A spare slots behind them take the writes of
-  trees that are not active in an expansion.
-
-  Attributes:
-    prompt_tokens: `[B, P]`, padded on the right.
-    prompt_lengths: `[B]`.
-    prompt: `Prefix` of the prompts (tree memory), else None.
-    tokens: `[B, N + A, S]` tokens of each node's own step, pad after its end.
-    lengths: `[B, N + A]` tokens of each step; 0 at the root.
-    parent: `[B, N + A]` slot of the parent.
-    depth: `[B, N + A]` steps from the root.
-    end_positions: `[B, N + A]` position of the token that would follow.
-    is_finished: `[B, N + A]` True where the step ends with the end mark.
-    behavior_log_probs: `[B, N + A, S]` of the distribution drawn from.
-    policy_log_probs: `[B, N + A, S]` of the model itself.
-    log_prob: `[B, N + A]` of the solution up to each node under the policy.
-    confidence, entropy: `[B, N + A]` sums over its tokens, see
-      policy/sample.py; None where no guidance reads them.
-    last_hidden: `[B, N + A, D]` hidden state at the last token (tree memory).
-    keys, values: per layer `[B, N + A, J, S, E]` (tree memory), else ().
-    rollout_tokens: `[B, N + A, M, T]` rollouts from each node; M may be 0.
-  """
-
-  prompt_tokens: jax.Array
-  prompt_lengths: jax.Array
-  prompt: Any
-  tokens: jax.Array
-  lengths: jax.Array
-  parent: jax.Array
-  depth: jax.Array
-  end_positions: jax.Array
-  is_finished: jax.Array
-  behavior_log_probs: jax.Array
-  policy_log_probs: jax.Array
-  log_prob: jax.Array
-  confidence: jax.Array | None
-  entropy: jax.Array | None
-  last_hidden: jax.Array | None
-  keys: tuple[jax.Array, ...]
-  values: tuple[jax.Array, ...]
-  rollout_tokens: jax.Array
-
-
-def path_to(store: NodeStore, node: jax.Array, max_depth: int) -> jax.Array:
-  """Slots on the way from below the root to `node`.
-
-  Args:
-    store: the nodes.
-    node: `[B, W]` slots.
-    max_depth: length of the result.
-
-  Returns:
-    `[B, W, max_depth]` slots, first step first; 0 (the root, which holds no
-    tokens) past the node's depth.
-  """
-  row = jnp.arange(node.shape[0])[:, None]
-  steps = []
-  for level in range(max_depth, 0, -1):
-    on_path = store.depth[row, node] >= level
-    steps.append(jnp.where(on_path, node, 0))
-    node = jnp.where(on_path, store.parent[row, node], node)
-  if not steps:
-    return jnp.zeros((*node.shape, 0), node.dtype)
-  return jnp.stack(steps[::-1], axis=-1)
-
-
-def path_tokens(
-  store: NodeStore, path: jax.Array, *, with_ends: bool = True
-) -> tuple[jax.Array, jax.Array]:
-  """Tokens of the steps on a path `[B, W, R]`, as `[B, W, R * S]` and mask.
-
-  Without ends the end marks of finished solutions are masked.
-  """
-  row = jnp.arange(path.shape[0])[:, None, None]
-  tokens = store.tokens[row, path]
-  steps = jnp.arange(tokens.shape[-1])
-  lengths = store.lengths[row, path]
-  if not with_ends:
-    lengths = lengths - store.is_finished[row, path]
-  mask = steps[None, None, None, :] < lengths[..., None]
-  flat = (*path.shape[:2], -1)
-  return tokens.reshape(flat), mask.reshape(flat)
 
 
 def make_step_model(
@@ -227,7 +150,7 @@ def make_step_model(
     prompt, last_hidden = cache_lib.prefix_from_prompt(
       network, params, problems.tokens, problems.lengths
     )
-    store = _empty_store(
+    store = empty_store(
       problems,
       capacity + num_candidates,
       max_step_tokens,
@@ -237,7 +160,7 @@ def make_step_model(
     if reads_tokens:
       store = store.replace(confidence=store.log_prob, entropy=store.log_prob)
     if keeps_cache:
-      store = _with_memory(store, prompt, last_hidden)
+      store = with_memory(store, prompt, last_hidden)
     return network.value(params, last_hidden), problems.lengths, store
 
   def read_context(params, node, store):
@@ -245,8 +168,8 @@ def make_step_model(
     path = path_to(store, node, max_depth - 1)
     steps, is_step = path_tokens(store, path, with_ends=not opening)
     if keeps_cache:
-      return *_gathered_context(store, node, path, is_step), 0
-    return _recomputed_context(network, params, store, steps, is_step)
+      return *gathered_context(store, node, path, is_step), 0
+    return recomputed_context(network, params, store, steps, is_step)
 
   def first_tokens(params, last_hidden, is_root):
     """Tokens that candidates are made to begin with; arguments of `decode`."""
@@ -273,9 +196,9 @@ def make_step_model(
     node = request.node
     num_trees, num_leaves = node.shape
     row = jnp.arange(num_trees)[:, None]
-    split = functools.partial(_split_rows, shape=(num_trees, num_leaves))
+    split = functools.partial(split_rows, shape=(num_trees, num_leaves))
     prefix, last_hidden, read_tokens = read_context(params, node, store)
-    step_keys, rollout_keys = _named_keys(_merge_rows(keys), num_candidates)
+    step_keys, rollout_keys = _named_keys(merge_rows(keys), num_candidates)
     end = store.end_positions[row, node]
     if opening:
       end = end - store.is_finished[row, node]
@@ -284,14 +207,14 @@ def make_step_model(
       params,
       step_keys,
       last_hidden,
-      _merge_rows(end),
+      merge_rows(end),
       prefix,
       num_rows=num_candidates,
       max_new_tokens=max_step_tokens,
       stop_ids=stop_ids,
-      is_active=_merge_rows(index < request.num_rows[..., None]),
+      is_active=merge_rows(index < request.num_rows[..., None]),
       with_certainty=reads_tokens,
-      **first_tokens(params, last_hidden, _merge_rows(node == ROOT)),
+      **first_tokens(params, last_hidden, merge_rows(node == ROOT)),
     )
     depth = store.depth[row, node] + 1
     ended = split(rows.ended)
@@ -318,8 +241,8 @@ def make_step_model(
         rollout_keys,
         prefix,
         rows,
-        _merge_rows(end),
-        _merge_rows(is_valid & ~is_terminal),
+        merge_rows(end),
+        merge_rows(is_valid & ~is_terminal),
         num_rollouts,
       )
       new["rollout_tokens"] = tokens
@@ -338,7 +261,7 @@ def make_step_model(
       sibling_logits=sibling_logits,
     )
     new = jax.tree.map(split, new)
-    return expansion, _write(store, request.first_child, new)
+    return expansion, write_nodes(store, request.first_child, new)
 
   most = max_step_tokens + num_rollouts * max_rollout_tokens
   return contracts.StepModel(num_candidates, root_fn, step_fn, most)
@@ -398,16 +321,6 @@ def merge_into_siblings(
   return is_valid & ~is_equal.any(-1), jax.nn.logsumexp(more, axis=2)
 
 
-def _merge_rows(x: jax.Array) -> jax.Array:
-  """`[B, W, ...] -> [B * W, ...]`."""
-  return x.reshape(-1, *x.shape[2:])
-
-
-def _split_rows(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """`[B * W, ...] -> [B, W, ...]`."""
-  return x.reshape(*shape, *x.shape[1:])
-
-
 def _named_keys(keys: jax.Array, num_candidates: int):
   """Keys of steps and of rollouts, `[rows, A]` each, from `[rows]`."""
 
@@ -419,101 +332,6 @@ def _named_keys(keys: jax.Array, num_candidates: int):
     )
 
   return jax.vmap(one)(keys)
-
-
-def _empty_store(
-  problems, num_slots, max_step_tokens, rollout_shape, pad_id
-) -> NodeStore:
-  """A store that holds the roots, without keys and values."""
-  per_node = (problems.tokens.shape[0], num_slots)
-  per_token = (*per_node, max_step_tokens)
-  none = jnp.zeros(per_node, jnp.int32)
-  return NodeStore(
-    prompt_tokens=problems.tokens,
-    prompt_lengths=problems.lengths,
-    prompt=None,
-    tokens=jnp.full(per_token, pad_id, jnp.int32),
-    lengths=none,
-    parent=none,
-    depth=none,
-    end_positions=none.at[:, ROOT].set(problems.lengths),
-    is_finished=jnp.zeros(per_node, bool),
-    behavior_log_probs=jnp.zeros(per_token, jnp.float32),
-    policy_log_probs=jnp.zeros(per_token, jnp.float32),
-    log_prob=jnp.zeros(per_node, jnp.float32),
-    confidence=None,
-    entropy=None,
-    last_hidden=None,
-    keys=(),
-    values=(),
-    rollout_tokens=jnp.full((*per_node, *rollout_shape), pad_id, jnp.int32),
-  )
-
-
-def _with_memory(store, prompt, last_hidden) -> NodeStore:
-  """Adds room for the keys and values of every node."""
-  trees, slots, step_tokens = store.tokens.shape
-
-  def block(x):
-    return jnp.zeros(
-      (trees, slots, x.shape[1], step_tokens, x.shape[3]), x.dtype
-    )
-
-  hidden = jnp.zeros((trees, slots, last_hidden.shape[-1]), last_hidden.dtype)
-  return store.replace(
-    prompt=prompt,
-    keys=tuple(block(k) for k in prompt.keys),
-    values=tuple(block(v) for v in prompt.values),
-    last_hidden=hidden.at[:, ROOT].set(last_hidden),
-  )
-
-
-def _gathered_context(store, node, path, is_step):
-  """Prompt and ancestors' blocks of each node `[B, W]`, `B * W` rows."""
-  num_trees, num_leaves, num_steps = path.shape
-  rows = num_trees * num_leaves
-  tree = jnp.arange(num_trees)[:, None]
-  repeat = functools.partial(jnp.repeat, repeats=num_leaves, axis=0)
-  prompt = jax.tree.map(repeat, store.prompt)
-  last_hidden = store.last_hidden[tree, node].reshape(rows, -1)
-  if not num_steps:
-    return prompt, last_hidden
-
-  def gather(blocks):
-    """`[B, N, J, S, E]` -> `[B * W, J, R * S, E]`, heads before time."""
-    _, _, heads, step_tokens, width = blocks.shape
-    found = blocks[tree[..., None], path].swapaxes(2, 3)
-    return found.reshape(rows, heads, num_steps * step_tokens, width)
-
-  step = (tree[..., None], path)
-  start = store.end_positions[step] - store.lengths[step]
-  slots = jnp.arange(store.tokens.shape[-1])[None, None, None]
-  positions = (start[..., None] + slots).reshape(rows, -1)
-  steps = cache_lib.Prefix(
-    keys=tuple(gather(k) for k in store.keys),
-    values=tuple(gather(v) for v in store.values),
-    positions=positions,
-    mask=is_step.reshape(rows, -1),
-  )
-  return cache_lib.join([prompt, steps]), last_hidden
-
-
-def _recomputed_context(network, params, store, steps, is_step):
-  """The same by reading prompt and path again, packed without holes."""
-  num_leaves = steps.shape[1]
-  repeat = functools.partial(jnp.repeat, repeats=num_leaves, axis=0)
-  prompt = repeat(store.prompt_tokens)
-  index = jnp.arange(prompt.shape[1])[None]
-  is_prompt = index < repeat(store.prompt_lengths)[:, None]
-  tokens = jnp.concatenate([prompt, _merge_rows(steps)], 1)
-  mask = jnp.concatenate([is_prompt, _merge_rows(is_step)], 1)
-  order = jnp.argsort(~mask, axis=1, stable=True)
-  tokens = jnp.take_along_axis(tokens, order, axis=1)
-  lengths = mask.sum(1)
-  prefix, last_hidden = cache_lib.prefix_from_prompt(
-    network, params, tokens, lengths
-  )
-  return prefix, last_hidden, lengths.reshape(steps.shape[:2])
 
 
 def _new_nodes(store, node, end, depth, rows, keeps_cache):
@@ -561,25 +379,6 @@ def _signals(network, params, rows, new, store) -> guidance_lib.Signals:
   )
 
 
-def _write(store, first_child, new) -> NodeStore:
-  """Puts candidates `[B, W, A, ...]` at `first_child` `[B, W]`.
-
-  Trees that are not active have first_child = N and write to the spare slots.
-  """
-
-  def put_one(array, block, slot):
-    start = (slot,) + (0,) * (array.ndim - 1)
-    return jax.lax.dynamic_update_slice(array, block, start)
-
-  def put(array, blocks):
-    for leaf in range(first_child.shape[1]):
-      array = jax.vmap(put_one)(array, blocks[:, leaf], first_child[:, leaf])
-    return array
-
-  old = {name: getattr(store, name) for name in new}
-  return store.replace(**jax.tree.map(put, old, new))
-
-
 def _roll_out(
   decode, network, params, keys, prefix, rows, end, is_open, num_rollouts
 ):
@@ -593,22 +392,22 @@ def _roll_out(
   repeat = functools.partial(jnp.repeat, repeats=num_candidates, axis=0)
   slots = jnp.arange(rows.tokens.shape[-1])
   own = cache_lib.Prefix(
-    keys=tuple(map(_merge_rows, rows.keys)),
-    values=tuple(map(_merge_rows, rows.values)),
+    keys=tuple(map(merge_rows, rows.keys)),
+    values=tuple(map(merge_rows, rows.values)),
     positions=repeat(end)[:, None] + slots[None],
-    mask=slots[None] < _merge_rows(rows.lengths)[:, None],
+    mask=slots[None] < merge_rows(rows.lengths)[:, None],
   )
   rolled = decode(
     params,
-    jax.vmap(lambda k: jax.random.split(k, num_rollouts))(_merge_rows(keys)),
-    _merge_rows(rows.last_hidden),
-    _merge_rows(end[:, None] + rows.lengths),
+    jax.vmap(lambda k: jax.random.split(k, num_rollouts))(merge_rows(keys)),
+    merge_rows(rows.last_hidden),
+    merge_rows(end[:, None] + rows.lengths),
     cache_lib.join([jax.tree.map(repeat, prefix), own]),
     num_rows=num_rollouts,
     stop_ids=(),
-    is_active=jnp.repeat(_merge_rows(is_open)[:, None], num_rollouts, axis=1),
+    is_active=jnp.repeat(merge_rows(is_open)[:, None], num_rollouts, axis=1),
   )
   value = network.value(params, rolled.last_hidden)
   value = jnp.where(rolled.ended, value, 0.0).mean(1)
-  back = functools.partial(_split_rows, shape=(-1, num_candidates))
+  back = functools.partial(split_rows, shape=(-1, num_candidates))
   return back(rolled.tokens), back(value), back(rolled.lengths.sum(1))

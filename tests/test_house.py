@@ -21,7 +21,7 @@ PACKAGE = ROOT / "o1jax"
 FLOORS = (
   "types mesh metrics checkpoint config jsonl records drawing calibration",
   "tasks policy reward search learning experience",
-  "step_model",
+  "node_store step_model",
   "solver evaluation report tree_drawing rows build load studies",
   "iterate",
   "main evaluate solve export study",
