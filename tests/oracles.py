@@ -205,6 +205,158 @@ def visits_by_path(tree: Tree, row: int) -> dict[Path, int]:
   return found
 
 
+def nodes_in_order(tree: Tree, row: int) -> list[Path]:
+  """Paths of the valid nodes of one tree in the order of their index."""
+  parents = np.asarray(tree.parent[row])
+  paths: list[Path] = [()]
+  num_children = [0] * len(parents)
+  for parent in parents[1 : int(tree.next_free[row])]:
+    paths.append((*paths[parent], num_children[parent]))
+    num_children[parent] += 1
+  is_valid = np.asarray(tree.is_valid[row])
+  return [path for node, path in enumerate(paths) if is_valid[node]]
+
+
+class Walker:
+  """One world as paths: what every list-based search below stands on."""
+
+  def __init__(self, world: World, root: int, *, block: int | None = None):
+    self.world = world
+    self.block = block or world.child.shape[1]
+    self.state = {(): root}
+    self.score = {(): float(world.root_value[root])}
+    self.log_prior = {(): 0.0}
+    self.finished: set[Path] = set()
+    self.num_shown: dict[Path, int] = {}
+    # Valid nodes in the order in which they were made.
+    self.made: list[Path] = [()]
+    self.expanded: list[Path] = []
+
+  def expand(self, path: Path) -> list[Path]:
+    """Makes the next valid candidates of `path`; returns the open ones."""
+    world, state = self.world, self.state[path]
+    start = self.num_shown.get(path, 0)
+    self.num_shown[path] = start + self.block
+    self.expanded.append(path)
+    shown = range(start, start + self.block)
+    valid = [a for a in shown if world.is_valid[state, a]]
+    norm = sum(math.exp(world.prior_logits[state, a]) for a in valid)
+    for a in valid:
+      child, terminal = (*path, a), bool(world.is_terminal[state, a])
+      self.state[child] = int(world.child[state, a])
+      table = world.outcome if terminal else world.value
+      self.score[child] = float(table[state, a])
+      prior = float(world.prior_logits[state, a]) - math.log(norm)
+      self.log_prior[child] = self.log_prior[path] + prior
+      if terminal:
+        self.finished.add(child)
+      self.made.append(child)
+    return [(*path, a) for a in valid if (*path, a) not in self.finished]
+
+
+def brute_force_beam(
+  world: World,
+  root: int,
+  *,
+  width: int,
+  max_depth: int,
+  num_subtrees: int = 1,
+  num_root_blocks: int = 1,
+  block: int | None = None,
+) -> Walker:
+  """Beam search layer by layer in lists; DVTS where there are subtrees."""
+  walker = Walker(world, root, block=block)
+  for _ in range(num_root_blocks):
+    walker.expand(())
+  beams: list[list[Path]] = [[] for _ in range(num_subtrees)]
+  for number, first in enumerate(walker.made[1:]):
+    if first not in walker.finished:
+      beams[number % num_subtrees].append(first)
+  for _ in range(max_depth - 1):
+    order = {path: i for i, path in enumerate(walker.made)}
+    kept = [
+      sorted(beam, key=lambda path: (-walker.score[path], order[path]))
+      for beam in beams
+    ]
+    kept = [beam[: width // num_subtrees] for beam in kept]
+    beams = [[] for _ in range(num_subtrees)]
+    for place in range(width // num_subtrees):
+      for number, beam in enumerate(kept):
+        if place < len(beam):
+          beams[number] += walker.expand(beam[place])
+  return walker
+
+
+def best_first_in_lists(
+  world: World,
+  root: int,
+  *,
+  num_expansions: int,
+  priority,
+  num_leaves: int = 1,
+  stop_at_solution: bool = False,
+) -> Walker:
+  """Keeps a list of open nodes and sorts it anew in every round.
+
+  `priority` is of `(walker, path)`.
+  """
+  walker = Walker(world, root)
+  waiting: list[Path] = [()]
+  while waiting and len(walker.expanded) < num_expansions:
+    order = {path: i for i, path in enumerate(walker.made)}
+    waiting.sort(key=lambda path: (-priority(walker, path), order[path]))
+    ends = [priority(walker, path) for path in walker.finished]
+    if stop_at_solution and ends:
+      if max(ends) >= priority(walker, waiting[0]):
+        break
+    left = num_expansions - len(walker.expanded)
+    now = waiting[: min(num_leaves, left)]
+    waiting = waiting[len(now) :]
+    for path in now:
+      waiting += walker.expand(path)
+  return walker
+
+
+def recursive_depth_first(
+  world: World, root: int, *, num_expansions: int, min_score: float
+) -> Walker:
+  """The textbook recursion: candidates by falling score, then back."""
+  walker = Walker(world, root)
+
+  def visit(path: Path) -> None:
+    if len(walker.expanded) == num_expansions:
+      return
+    children = walker.expand(path)
+    for child in sorted(children, key=lambda child: -walker.score[child]):
+      if walker.score[child] >= min_score:
+        visit(child)
+
+  visit(())
+  return walker
+
+
+def expected_best_of_n(world: World, root: int, num_solutions: int) -> float:
+  """The mean outcome of the best of n solutions drawn by the prior, exactly."""
+
+  def leaves(state: int, prob: float) -> list[tuple[float, float]]:
+    weights = np.exp(world.prior_logits[state]) * world.is_valid[state]
+    found = []
+    for a, weight in enumerate(weights / np.sum(weights)):
+      if world.is_terminal[state, a]:
+        found.append((float(world.outcome[state, a]), prob * weight))
+      else:
+        found += leaves(int(world.child[state, a]), prob * weight)
+    return found
+
+  found = leaves(root, 1.0)
+  expected, below = 0.0, 0.0
+  for outcome in sorted({outcome for outcome, _ in found}):
+    up_to = sum(prob for other, prob in found if other <= outcome)
+    chance = up_to**num_solutions - below**num_solutions
+    expected, below = expected + outcome * chance, up_to
+  return expected
+
+
 def best_first_steps(world: World, root: int) -> list[int]:
   """First steps from which the best outcome of a finite world is reached."""
 

@@ -78,6 +78,15 @@ def first_rows(request: Request, num_candidates: int) -> jax.Array:
   return index < request.num_rows[:, :, None]
 
 
+def num_earlier(request: Request) -> jax.Array:
+  """How often each node stands to its left in the same call, `[B, W, 1]`."""
+  is_same = request.node[:, :, None] == request.node[:, None, :]
+  is_same &= (request.num_rows > 0)[:, None, :]
+  index = jnp.arange(request.node.shape[1])
+  is_left = (index[:, None] > index[None, :])[None]
+  return jnp.sum(is_same & is_left, axis=-1, keepdims=True, dtype=jnp.int32)
+
+
 def table_model(num_candidates: int) -> StepModel:
   """The step model of any world with that many candidates.
 
@@ -101,6 +110,7 @@ def table_model(num_candidates: int) -> StepModel:
     state = read(states, request.node)
     is_drawn = first_rows(request, num_candidates)
     num_old = jnp.sum(request.siblings != NO_NODE, axis=-1, keepdims=True)
+    num_old += num_candidates * num_earlier(request)
     shown = num_old + jnp.arange(num_candidates)[None, None]
 
     def look_up(field):
@@ -175,6 +185,157 @@ def drawn_tree() -> World:
       [[False, False], [True, True], [True, False], [False, False]]
     ),
     is_valid=np.array([[True, True], [True, True], [True, True], [False] * 2]),
+  )
+
+
+def world_of_tree(tree: dict, value: float = 0.5) -> World:
+  """A drawn tree as a table; its root is state 0.
+
+  Args:
+    tree: name of a node to its candidates, the root first, all of one number;
+      a candidate is `(prior, name, value)`, or `(prior, None, outcome)` where
+      it finishes.
+    value: of the root.
+  """
+  index = {name: i for i, name in enumerate(tree)}
+  rows = list(tree.values())
+  named = [[index.get(name, 0) for _, name, _ in row] for row in rows]
+  is_terminal = np.array([[name is None for _, name, _ in row] for row in rows])
+  score = np.array([[score for *_, score in row] for row in rows])
+  return World(
+    root_value=np.full(len(rows), value),
+    child=np.array(named, np.int32),
+    prior_logits=np.log([[prior for prior, *_ in row] for row in rows]),
+    value=np.where(is_terminal, 0.0, score),
+    outcome=np.where(is_terminal, score, 0.0),
+    is_terminal=is_terminal,
+    is_valid=np.ones(is_terminal.shape, bool),
+  )
+
+
+def signpost() -> World:
+  r"""The policy walks left, the values point right; one leaf is worth 1.
+
+            o                prior 4 : 1 to the left everywhere
+        .3 / \ .5
+          a   b              values at the nodes, outcomes at the leaves
+         .3/ \.2  .3/ \.7
+         c   d     e   f
+        /|   |\    |\  |\
+       .2 .2 .2 .2  .2 .2 .3 1
+
+  A search that follows the values needs 6 candidates. A policy that does not
+  look draws the best leaf once in 125 solutions.
+  """
+  left, right = 0.8, 0.2
+  bad = [(left, None, 0.2), (right, None, 0.2)]
+  return world_of_tree(
+    {
+      "o": [(left, "a", 0.3), (right, "b", 0.5)],
+      "a": [(left, "c", 0.3), (right, "d", 0.2)],
+      "b": [(left, "e", 0.3), (right, "f", 0.7)],
+      "c": bad,
+      "d": bad,
+      "e": bad,
+      "f": [(left, None, 0.3), (right, None, 1.0)],
+    }
+  )
+
+
+def garden_path() -> World:
+  r"""The policy is right and the values are not, at the first step and later.
+
+            o                prior 4 : 1 to the left everywhere
+        .3 / \ .9
+          a   b              values at the nodes, outcomes at the leaves
+         .3/ \.4  .9/ \.9
+         c   d     e   f
+        /|   |\    |\  |\
+        1 .5 .5 .5  0 0  0 0
+  """
+  left, right = 0.8, 0.2
+  half = [(left, None, 0.5), (right, None, 0.5)]
+  bad = [(left, None, 0.0), (right, None, 0.0)]
+  return world_of_tree(
+    {
+      "o": [(left, "a", 0.3), (right, "b", 0.9)],
+      "a": [(left, "c", 0.3), (right, "d", 0.4)],
+      "b": [(left, "e", 0.9), (right, "f", 0.9)],
+      "c": [(left, None, 1.0), (right, None, 0.5)],
+      "d": half,
+      "e": bad,
+      "f": bad,
+    }
+  )
+
+
+def detour() -> World:
+  r"""The best first step leads nowhere; the second best to the solution.
+
+            o
+        .9 / \ .6
+          a   b              values at the nodes, outcomes at the leaves
+        .8/ \.8  .7/ \.2
+         c   d     e   f
+        /|   |\    |\  |\
+       .1 .1 .1 .1 .9 .1 .1 .1
+
+  A beam of one ends at .1, and so does a beam of two, which keeps c and d. Two
+  beams that are kept apart find .9, and so do searches that come back.
+  """
+  half = 0.5
+  bad = [(half, None, 0.1), (half, None, 0.1)]
+  return world_of_tree(
+    {
+      "o": [(half, "a", 0.9), (half, "b", 0.6)],
+      "a": [(half, "c", 0.8), (half, "d", 0.8)],
+      "b": [(half, "e", 0.7), (half, "f", 0.2)],
+      "c": bad,
+      "d": bad,
+      "e": [(half, None, 0.9), (half, None, 0.1)],
+      "f": bad,
+    }
+  )
+
+
+def markov_chain(seed: int, num_tokens: int = 3, length: int = 4) -> World:
+  """Every text of a Markov chain, scored by its log-likelihood.
+
+  State 0 is the empty text, the A candidates are the tokens; texts end after
+  `length` tokens.
+  """
+  rng = np.random.default_rng(seed)
+  logits = rng.normal(size=(num_tokens + 1, num_tokens))
+  log_probs = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+  texts = [
+    text
+    for size in range(length)
+    for text in itertools.product(range(num_tokens), repeat=size)
+  ]
+  index = {text: i for i, text in enumerate(texts)}
+  likelihood = {(): 0.0}
+  shape = (len(texts), num_tokens)
+  child, prior, score = (
+    np.zeros(shape, np.int32),
+    np.zeros(shape),
+    np.zeros(shape),
+  )
+  for text, i in index.items():
+    prior[i] = log_probs[text[-1] if text else num_tokens]
+    score[i] = likelihood[text] + prior[i]
+    for token in range(num_tokens):
+      likelihood[*text, token] = score[i, token]
+      child[i, token] = index.get((*text, token), 0)
+  is_last = np.array([len(text) == length - 1 for text in texts])
+  is_terminal = np.broadcast_to(is_last[:, None], shape)
+  return World(
+    root_value=np.zeros(len(texts)),
+    child=child,
+    prior_logits=prior,
+    value=score,
+    outcome=score,
+    is_terminal=is_terminal,
+    is_valid=np.ones(shape, bool),
   )
 
 

@@ -117,7 +117,7 @@ class SearchState:
     node: `[B]` int32 where the tree's current simulation stands: at its end, or
       at a node that it needs expanded.
     leaf: `[B, W]` int32 nodes that the last `propose` expanded; NO_NODE where
-      none.
+      none. Some strategies put there in `absorb` what the next one expands.
     first_child: `[B, W]` int32 first child of each leaf being expanded; N
       where none.
     is_expanding: `[B, W]` True where the last `propose` expanded a leaf.

@@ -41,6 +41,7 @@ from o1jax.search.tree import (
   Candidates,
   Tree,
   backup,
+  best_nodes,
   child_at,
   one_node,
   read,
@@ -429,21 +430,16 @@ def look_ahead(
   return leaf
 
 
-def best_finished(tree: Tree) -> jax.Array:
+def best_finished(tree: Tree, score: jax.Array | None = None) -> jax.Array:
   """The finished solution `[B]` with the highest outcome; else NO_NODE.
 
   Every complete answer that an expansion made counts, visited or not: its
   outcome is known. Ties go to more visits, then to the higher prior among its
-  siblings, then to the lower index.
+  siblings, then to the lower index. `score` `[B, N]` takes the outcome's place.
   """
-  remaining = tree.is_solution & tree.is_valid
-  for score in (scores(tree), tree.num_visits, tree.prior_logits):
-    score = score.astype(tree.value.dtype)
-    score = jnp.where(remaining, score, -jnp.inf)
-    best = jnp.max(score, axis=-1, keepdims=True)
-    remaining = remaining & (score == best)
-  first = jnp.argmax(remaining, axis=-1).astype(jnp.int32)
-  return jnp.where(jnp.any(remaining, axis=-1), first, NO_NODE)
+  score = scores(tree) if score is None else score
+  keys = (score, tree.num_visits, tree.prior_logits)
+  return best_nodes(keys, tree.is_solution & tree.is_valid, 1)[:, 0]
 
 
 def most_visited(tree: Tree) -> jax.Array:

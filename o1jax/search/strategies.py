@@ -3,6 +3,8 @@
 import inspect
 from typing import Any
 
+from o1jax.search.beam import beam, treebon
+from o1jax.search.best_first import a_star, best_first, depth_first
 from o1jax.search.best_of_n import best_of_n, greedy
 from o1jax.search.contracts import StepModel, Strategy
 from o1jax.search.mcts import mcts
@@ -15,6 +17,12 @@ STRATEGIES = {
   "mcts": mcts,
   "best_of_n": best_of_n,
   "greedy": greedy,
+  "beam": beam,
+  "breadth_first": beam,
+  "treebon": treebon,
+  "best_first": best_first,
+  "a_star": a_star,
+  "depth_first": depth_first,
   "speculative_rejection": speculative_rejection,
   "revision": revision,
   "mctsr": mctsr,

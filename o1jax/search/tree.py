@@ -9,6 +9,8 @@ a simulation passes through it, its own evaluation included: `num_visits[n]` is
 name work on a batch.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -138,6 +140,31 @@ def scores(tree: Tree) -> jax.Array:
   Of a terminal node it is the outcome, of any other the estimate.
   """
   return tree.reward + tree.value
+
+
+def best_nodes(
+  keys: Sequence[jax.Array], is_eligible: jax.Array, count: int
+) -> jax.Array:
+  """The first `count` eligible nodes `[B, count]`, NO_NODE behind them.
+
+  Args:
+    keys: `[B, N]` each; higher comes first, ties go to the next key, ties of
+      the last one to the lower index.
+    is_eligible: `[B, N]`.
+    count: how many.
+  """
+
+  def take_one(remaining, _):
+    is_best = remaining
+    for key in keys:
+      key = jnp.where(is_best, key, -jnp.inf)
+      is_best &= key == jnp.max(key, axis=-1, keepdims=True)
+    node = jnp.argmax(is_best, axis=-1).astype(jnp.int32)
+    node = jnp.where(jnp.any(is_best, axis=-1), node, NO_NODE)
+    return write(remaining, node, jnp.zeros_like(node)), node
+
+  _, nodes = jax.lax.scan(take_one, is_eligible, length=count)
+  return nodes.T
 
 
 def normalize_logits(logits: jax.Array, is_valid: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from o1jax.search.best_first import prior_cost
 from o1jax.search.driver import run_on_device, run_with_host
 from o1jax.search.strategies import make_strategy
 from o1jax.search.tree import NO_NODE, ROOT, UNEXPANDED
@@ -28,6 +29,16 @@ STRATEGIES = {
   "gumbel": lambda: rule_search("gumbel"),
   "ahead": lambda: rule_search("puct", **AHEAD),
   "best_of_n": lambda: table_search(name="best_of_n"),
+  "beam": lambda: table_search(name="beam", width=3, max_depth=5),
+  "dvts": lambda: table_search(
+    name="beam", width=4, max_depth=5, num_subtrees=2
+  ),
+  "treebon": lambda: table_search(name="treebon", num_roots=4, max_depth=5),
+  "best_first": lambda: table_search(
+    name="best_first", num_expansions=12, num_leaves=2
+  ),
+  "a_star": lambda: table_search(name="a_star", num_expansions=12),
+  "depth_first": lambda: table_search(name="depth_first", num_expansions=12),
 }
 
 
@@ -64,10 +75,10 @@ def test_books_are_in_order(named_search):
         assert tree.num_visits[row, node] == 1 + below
     simulations = int(state.cost.simulations[row])
     assert tree.num_visits[row, ROOT] == 1 + simulations
-    if name == "best_of_n":
-      assert simulations == int(np.sum(tree.is_valid[row])) - 1
-    else:
+    if name in ("puct", "uct", "gumbel", "ahead"):
       assert simulations == SIMULATIONS
+    else:
+      assert simulations == int(np.sum(tree.is_valid[row])) - 1
     tokens = TOKENS_PER_STEP * (int(np.sum(tree.is_valid[row])) - 1)
     assert int(state.cost.generated_tokens[row]) == tokens
     assert int(state.cost.forward_tokens[row]) == tokens + 1
@@ -76,7 +87,10 @@ def test_books_are_in_order(named_search):
     if not np.any(finished):
       assert chosen == NO_NODE
     else:
-      assert tree.reward[row, chosen] == np.max(tree.reward[row][finished])
+      rank = tree.reward[row]
+      if name == "a_star":
+        rank = rank - np.asarray(prior_cost(state.tree)[row])
+      assert rank[chosen] == np.max(rank[finished])
 
 
 def test_a_batch_is_each_problem_alone(named_search):
@@ -207,7 +221,7 @@ def test_greedy_takes_one_candidate():
   "name, options, message",
   [
     ("mtcs", {}, "unknown strategy 'mtcs'; did you mean 'mcts'?"),
-    ("zzz", {}, "unknown strategy 'zzz' .there are: best_of_n"),
+    ("zzz", {}, "unknown strategy 'zzz' .there are: a_star"),
     (
       "mcts",
       {"num_simulation": 3},
