@@ -24,7 +24,7 @@ from o1jax.search.contracts import StepModel, Strategy
 from o1jax.search.frontier import frontier_search, open_nodes
 from o1jax.search.mcts import best_finished
 from o1jax.search.selection import named
-from o1jax.search.tree import NO_NODE, ROOT, Tree, best_nodes, read, scores
+from o1jax.search.tree import NO_NODE, Tree, best_nodes, read, scores
 
 
 def best_first(
@@ -136,7 +136,8 @@ def depth_first(
   Args:
     step_model: the model; see contracts.py.
     num_expansions: expansions of a problem at most.
-    min_score: nodes below it are not expanded and do not end the search.
+    min_score: nodes below it are not expanded and do not end the search; the
+      root always is.
     num_leaves: see `best_first`.
     stop_at_solution: see `best_first`.
     max_tokens: see `best_first`.
@@ -145,14 +146,9 @@ def depth_first(
     ValueError: a number out of range.
   """
 
-  def is_kept(tree: Tree) -> jax.Array:
-    # The root's own estimate decides nothing: there is no way around it.
-    is_good = (scores(tree) >= min_score).at[:, ROOT].set(True)
-    return tree.is_valid & is_good
-
   choose = in_order(
     lambda tree: (tree.depth.astype(tree.value.dtype), scores(tree)),
-    is_kept,
+    lambda tree: tree.is_valid & (scores(tree) >= min_score),
     num_leaves,
     stop_at_solution,
   )

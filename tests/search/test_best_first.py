@@ -206,6 +206,26 @@ def test_depth_first_stops_at_a_solution_that_is_good_enough(stop_at_solution):
   assert int(state.tree.num_blocks[0].sum()) == 7 - stop_at_solution
 
 
+def test_a_budget_is_spent_and_never_exceeded():
+  """Three leaves a round; the last expansion is cut to one candidate."""
+  world = random_graph(5)
+  strategy, state = run(
+    world,
+    range(NUM_ROOTS),
+    name="best_first",
+    num_expansions=20,
+    num_leaves=3,
+    max_tokens=13 * TOKENS_PER_STEP + 2,
+  )
+  assert np.all(strategy.is_done(state))
+  np.testing.assert_array_equal(
+    state.cost.generated_tokens, 13 * TOKENS_PER_STEP
+  )
+  np.testing.assert_array_equal(np.sum(state.tree.is_valid, axis=-1), 14)
+  # The root, then three in a call.
+  np.testing.assert_array_equal(state.node_state[1], 2)
+
+
 def test_dead_ends_are_left_behind():
   strategy, state = run(
     drawn_tree(),

@@ -133,9 +133,10 @@ def test_draws_derive_from_the_seed_and_the_path():
     assert visits_by_path(trees[0], row) == visits_by_path(trees[1], row)
 
 
-def test_the_host_steps_to_the_same_trees():
+@pytest.mark.parametrize("name", ["ahead", "dvts", "best_first"])
+def test_the_host_steps_to_the_same_trees(name):
   with jax.enable_x64(True):
-    strategy, search = rule_search("puct", **AHEAD)
+    strategy, search = STRATEGIES[name]()
     params, key = with_noise(world(), 0), jax.random.key(0)
     batches = [problems(ROOTS), problems(ROOTS + 8)]
     expected = [search(params, key, batch) for batch in batches]
