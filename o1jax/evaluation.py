@@ -33,7 +33,7 @@ BOOTSTRAP_SEED = 7
 NUM_RESAMPLES = 1000
 SIMULATIONS_PER_NODE = 32
 MAX_REVISIONS = 3
-BEAMS = ("beam", "treebon")
+BEAMS = ("beam", "breadth_first", "treebon")
 CUT_OFF = Verdict(is_correct=False, reason="cut off", answer=None)
 
 
@@ -76,7 +76,7 @@ def strategy_options(
       "lower num_candidates"
     )
   budget: dict[str, Any] = {"num_candidates": num_candidates}
-  if strategy == "beam":
+  if strategy in ("beam", "breadth_first"):
     return budget | {"options": {"width": width, "num_root_blocks": width}}
   if strategy == "treebon":
     return budget | {"options": {"num_roots": width * num_candidates}}
