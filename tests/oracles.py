@@ -543,3 +543,41 @@ class DictionaryMCTSr:
       above = path[:depth]
       best = max(self.quality[below] for below in self.children[above])
       self.quality[above] = (self.draws.score[above] + best) / 2
+
+
+def commit_and_search(
+  oracle: DictionaryMCTS, num_simulations: int, max_commits: int
+) -> list[Path]:
+  """Goes on with a dictionary search, root after root; returns the roots.
+
+  The next root is the most visited child, of equal ones that of the higher
+  return, then the first.
+  """
+  roots: list[Path] = [()]
+  while True:
+    root = roots[-1]
+    for _ in range(num_simulations):
+      returned = oracle.simulate(root)
+      for depth in range(len(root), 0, -1):
+        returned = oracle.reward[root[:depth]] + oracle.discount * returned
+        oracle.visits[root[: depth - 1]] += 1
+        oracle.total[root[: depth - 1]] += returned
+    children = [
+      path
+      for path in oracle.visits
+      if len(path) == len(root) + 1 and path[: len(root)] == root
+    ]
+    if len(root) == max_commits or not children:
+      return roots
+    roots.append(
+      max(
+        children,
+        key=lambda path: (
+          oracle.visits[path],
+          oracle.reward[path] + oracle.total[path] / oracle.visits[path],
+          [-action for action in path],
+        ),
+      )
+    )
+    if oracle.is_terminal[roots[-1]]:
+      return roots

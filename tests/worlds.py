@@ -603,6 +603,34 @@ def ladder(num_rungs: int = 5) -> World:
   )
 
 
+def halving_tree(is_good: Callable[[int], bool], telling: bool) -> World:
+  r"""Five even choices between two; of the 32 leaves some are good.
+
+       0
+     /   \             the i-th state leads to 2i + 1 and 2i + 2;
+    1     2            telling: .7 where a good leaf lies below, else .3
+   / \   / \           misleading: the other way round
+  3   4 5   6          outcome 1 at good leaves, else 0
+  :   : :   :
+  """
+  num_states = 31
+  child = 2 * np.arange(num_states)[:, None] + np.array([[1, 2]])
+  is_last = child >= num_states
+  has_good = np.zeros(2 * num_states + 1, bool)
+  has_good[num_states:] = [is_good(leaf) for leaf in range(32)]
+  for state in reversed(range(num_states)):
+    has_good[state] = has_good[2 * state + 1] | has_good[2 * state + 2]
+  return World(
+    root_value=np.full(num_states, 0.5),
+    child=np.where(is_last, 0, child).astype(np.int32),
+    prior_logits=np.zeros(child.shape),
+    value=np.where(has_good[child] == telling, 0.7, 0.3),
+    outcome=np.where(has_good[child], 1.0, 0.0),
+    is_terminal=is_last,
+    is_valid=np.ones(child.shape, bool),
+  )
+
+
 @functools.cache
 def chain_search(
   name: str, are_answers: bool = False, num_candidates: int = 1, **options

@@ -263,7 +263,9 @@ def attach(
     noisy = jax.vmap(mix_prior)(
       prior_logits[:, 0], expansion.is_valid[:, 0], state.root_noise
     )
-    is_root = (state.leaf[:, :1] == ROOT) & state.is_expanding[:, :1]
+    is_root = (state.leaf[:, :1] == state.root[:, None]) & state.is_expanding[
+      :, :1
+    ]
     prior_logits = prior_logits.at[:, 0].set(
       jnp.where(is_root, noisy, prior_logits[:, 0])
     )

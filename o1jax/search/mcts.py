@@ -290,6 +290,30 @@ def needs_expansion(
   return is_leaf | (can_widen & narrow)
 
 
+def start_simulation(
+  tree: Tree,
+  noise: jax.Array,
+  root: jax.Array,
+  can_widen: jax.Array,
+  *,
+  rule: SelectionRule,
+  widening: Widening,
+  discount: float,
+) -> jax.Array:
+  """Where a new simulation from `root` `[B]` ends or waits, `[B]`.
+
+  That may be the root itself, which has no candidates yet or is to be widened.
+  """
+  descend_all = jax.vmap(
+    functools.partial(descend, rule=rule, widening=widening, discount=discount)
+  )
+  node = descend_all(tree, noise, root, root, can_widen)
+  if tree.max_blocks == 1:
+    return node
+  waits = needs_expansion(tree, root, can_widen, widening)
+  return jnp.where(waits, root, node)
+
+
 def simulate(
   state: SearchState,
   room: jax.Array,
@@ -312,17 +336,8 @@ def simulate(
     widening: see `Widening`.
     discount: per step.
   """
-  descend_all = jax.vmap(
-    functools.partial(descend, rule=rule, widening=widening, discount=discount)
-  )
-
-  def start_all(tree):
-    """The end of a new simulation; it may have to wait at the root itself."""
-    node = descend_all(tree, state.root_noise, state.root, state.root, room)
-    if tree.max_blocks == 1:
-      return node
-    waits = needs_expansion(tree, state.root, room, widening)
-    return jnp.where(waits, state.root, node)
+  options = {"rule": rule, "widening": widening, "discount": discount}
+  descend_all = jax.vmap(functools.partial(descend, **options))
 
   def is_worthwhile(carry):
     _, simulations, _, is_ready = carry
@@ -338,7 +353,10 @@ def simulate(
     )
     simulations = simulations + is_ready.astype(jnp.int32)
     is_next = is_ready & (simulations < num_simulations)
-    node = jnp.where(is_next, start_all(tree), node)
+    started = start_simulation(
+      tree, state.root_noise, state.root, room, **options
+    )
+    node = jnp.where(is_next, started, node)
     waits = needs_expansion(tree, node, room, widening)
     return tree, simulations, node, is_next & ~waits
 
@@ -442,28 +460,34 @@ def best_finished(tree: Tree, score: jax.Array | None = None) -> jax.Array:
   return best_nodes(keys, tree.is_solution & tree.is_valid, 1)[:, 0]
 
 
+def most_visited_child(
+  tree: Tree, node: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The most visited child `[B]` of `node` `[B]`, and whether there is one.
+
+  Of equally visited ones that of the higher return, then the first. A node
+  without visited children gives itself.
+  """
+  seen = jax.vmap(one_node, (0, 0, None))(tree, node, 1.0)
+  visits = jnp.where(seen.is_valid, seen.num_visits, 0)
+  most = jnp.max(visits, axis=-1, keepdims=True)
+  returns = jnp.where(visits == most, seen.q_values, -jnp.inf)
+  action = jnp.argmax(returns, axis=-1).astype(jnp.int32)
+  has_child = most[:, 0] > 0
+  child = jax.vmap(child_at)(tree, node, action)
+  return jnp.where(has_child, child, node), has_child
+
+
 def most_visited(tree: Tree) -> jax.Array:
   """The end of the path of most visits, where that is a finished solution.
 
-  Follows the most visited child ("robust child") from the root, of equally
-  visited ones that of the higher return, then the first. A path that ends
-  elsewhere gives `best_finished`.
+  Follows the most visited child ("robust child") from the root. A path that
+  ends elsewhere gives `best_finished`.
   """
-
-  def one_down(node):
-    seen = jax.vmap(one_node, (0, 0, None))(tree, node, 1.0)
-    visits = jnp.where(seen.is_valid, seen.num_visits, 0)
-    most = jnp.max(visits, axis=-1, keepdims=True)
-    returns = jnp.where(visits == most, seen.q_values, -jnp.inf)
-    action = jnp.argmax(returns, axis=-1).astype(jnp.int32)
-    has_child = most[:, 0] > 0
-    child = jax.vmap(child_at)(tree, node, action)
-    return jnp.where(has_child, child, node), has_child
-
   node, _ = jax.lax.while_loop(
     lambda carry: jnp.any(carry[1]),
-    lambda carry: one_down(carry[0]),
-    one_down(jnp.full_like(tree.next_free, ROOT)),
+    lambda carry: most_visited_child(tree, carry[0]),
+    most_visited_child(tree, jnp.full_like(tree.next_free, ROOT)),
   )
   return jnp.where(read(tree.is_solution, node), node, best_finished(tree))
 

@@ -9,6 +9,7 @@ from o1jax.search.best_of_n import best_of_n, greedy
 from o1jax.search.contracts import StepModel, Strategy
 from o1jax.search.mcts import mcts
 from o1jax.search.mctsr import mctsr
+from o1jax.search.reroot import reroot
 from o1jax.search.revision import revision
 from o1jax.search.selection import check_options, named
 from o1jax.search.speculative_rejection import speculative_rejection
@@ -26,6 +27,7 @@ STRATEGIES = {
   "speculative_rejection": speculative_rejection,
   "revision": revision,
   "mctsr": mctsr,
+  "reroot": reroot,
 }
 
 
