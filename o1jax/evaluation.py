@@ -80,10 +80,11 @@ def strategy_options(
     return budget | {"options": {"width": width, "num_root_blocks": width}}
   if strategy == "treebon":
     return budget | {"options": {"num_roots": width * num_candidates}}
-  return budget | {
-    "num_expansions": expansions,
-    "num_simulations": SIMULATIONS_PER_NODE * expansions * num_candidates,
-  }
+  if strategy == "reroot":
+    simulations = effort  # of each step: it commits to about R of them
+  else:
+    simulations = SIMULATIONS_PER_NODE * expansions * num_candidates
+  return budget | {"num_expansions": expansions, "num_simulations": simulations}
 
 
 def bootstrap_interval(
