@@ -1,172 +1,137 @@
-"""Tokens per second of generation: ours beside a straightforward JAX loop.
+"""Tokens per second of generation, ours beside peers (goals P1, P2, P3).
 
-  python benchmarks/generation.py --batch=16 --rows=1 --repeats=9
+  python benchmarks/generation.py --size=S --prompts=16
+  python benchmarks/generation.py --clock=wall --devices=2 --size=S \
+    --peers=hf_compiled
 
-The naive loop is what one writes first: layers in one scan with the cache as
-its output, cache `[B, T, heads, E]`, attention over the full length, one
-Gumbel number for every token of the vocabulary. Both decode the same number of
-tokens with the same shape of network, interleaved; the figures are medians of
-CPU seconds and of the pairwise ratio. Pinned to one core where the system can.
+Every row is decoded to its full length. "ours" is `policy.generate`, which the
+host drives; "ours_one_program" is `decode_rows` behind the prompt. A peer that
+is not installed is named and left out. `floor_share` (P3) is the time that the
+arithmetic or the memory traffic needs at the rates given, by the time taken;
+the defaults are those of both cores of the 2-core AMD EPYC.
 """
 
-import argparse
 import functools
-import json
-import os
-import time
 
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from peers import GENERATORS
 
-from o1jax.policy import (
-  TransformerConfig,
-  make_controls,
-  make_network,
-)
+from o1jax.policy import decode_rows, make_controls, prefix_from_prompt
 from o1jax.policy.generate import make_generate
 
-CONFIG = TransformerConfig(
-  vocab_size=512,
-  num_layers=4,
-  width=128,
-  num_heads=4,
-  num_kv_heads=4,
-  head_width=32,
-  ffn_width=352,
-)
+ENDLESS = {"eos_id": -1, "pad_id": 0}  # no token ends a row
 
 
-def naive_params(key):
-  """Stacked weights of CONFIG's shape."""
-  c = CONFIG
-
-  def draw(i, *shape):
-    noise = jax.random.normal(jax.random.fold_in(key, i), shape)
-    return noise * shape[-2] ** -0.5
-
-  layers, inner = c.num_layers, c.num_heads * c.head_width
-  return {
-    "embedding": draw(0, c.vocab_size, c.width),
-    "head": draw(1, c.width, c.vocab_size),
-    "blocks": {
-      "qkv": draw(2, layers, c.width, 3 * inner),
-      "out": draw(3, layers, inner, c.width),
-      "gate_up": draw(4, layers, c.width, 2 * c.ffn_width),
-      "down": draw(5, layers, c.ffn_width, c.width),
-    },
-  }
-
-
-def norm(x):
-  return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
-
-
-def rotate(x, position):
-  half = x.shape[-1] // 2
-  angle = position * 10000.0 ** (-jnp.arange(half) / half)
-  a, b = x[..., :half], x[..., half:]
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-
-
-@functools.partial(jax.jit, static_argnames="total")
-def naive_generate(params, prompt, key, total):
-  """Decodes a prompt `[B, P]` up to `total` tokens, one position at a time."""
-  c = CONFIG
-  batch, width = prompt.shape
-  shape = (c.num_layers, batch, total, c.num_heads, c.head_width)
-
-  def body(carry, position):
-    tokens, keys, values = carry
-    x = params["embedding"][tokens[:, position]]
-
-    def block(x, layer):
-      p, k, v = layer
-      qkv = (norm(x) @ p["qkv"]).reshape(batch, 3, c.num_heads, c.head_width)
-      q, new_k = rotate(qkv[:, 0], position), rotate(qkv[:, 1], position)
-      k, v = k.at[:, position].set(new_k), v.at[:, position].set(qkv[:, 2])
-      scores = jnp.einsum("bhe,bthe->bht", q, k) * c.head_width**-0.5
-      seen = jnp.arange(total) <= position
-      weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), -1)
-      y = jnp.einsum("bht,bthe->bhe", weights, v).reshape(batch, -1)
-      x = x + y @ p["out"]
-      gate, up = jnp.split(norm(x) @ p["gate_up"], 2, -1)
-      return x + (jax.nn.silu(gate) * up) @ p["down"], (k, v)
-
-    x, (keys, values) = jax.lax.scan(block, x, (params["blocks"], keys, values))
-    drawn = jax.random.categorical(
-      jax.random.fold_in(key, position), norm(x) @ params["head"]
-    )
-    known = position + 1 < width
-    following = jnp.where(known, tokens[:, position + 1], drawn)
-    tokens = tokens.at[:, position + 1].set(following)
-    return (tokens, keys, values), None
-
-  tokens = jnp.pad(prompt, ((0, 0), (0, total + 1 - width)))
-  carry = (tokens, jnp.zeros(shape), jnp.zeros(shape))
-  (tokens, _, _), _ = jax.lax.scan(body, carry, jnp.arange(total))
-  return tokens
-
-
-def main():
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--batch", type=int, default=16, help="prompts")
-  parser.add_argument("--rows", type=int, default=1, help="samples of each")
-  parser.add_argument("--prompt", type=int, default=8, help="prompt tokens")
-  parser.add_argument("--new", type=int, default=128, help="new tokens")
-  parser.add_argument("--repeats", type=int, default=9)
-  args = parser.parse_args()
-  if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-  total = args.batch * args.rows
-  prompt = jax.random.randint(
-    jax.random.key(1), (args.batch, args.prompt), 0, CONFIG.vocab_size
-  )
-  network = make_network(CONFIG)
-  params = network.init(jax.random.key(0))
+def make_ours(network, params, prompts, num_rows, num_new, placed):
+  """Both of our generators as calls that block."""
+  batch, width = prompts.shape
+  lengths = placed(jnp.full((batch,), width, jnp.int32))
+  prompts = placed(prompts)
+  calls = [0]
   generate = make_generate(
     network,
-    num_rows=args.rows,
-    max_new_tokens=args.new,
-    eos_id=-1,  # no token: every row runs to its full length
-    pad_id=0,
+    num_rows=num_rows,
+    max_new_tokens=num_new,
+    min_problems=jax.device_count(),
+    **ENDLESS,
   )
-  lengths = jnp.full((args.batch,), args.prompt)
-  stacked = naive_params(jax.random.key(0))
 
-  def ours(i):
-    keys = jax.random.split(jax.random.key(i), (args.batch, args.rows))
-    generate(params, keys, prompt, lengths, make_controls())
+  @jax.jit
+  def one_program(params, keys, prompts, lengths):
+    prefix, last = prefix_from_prompt(network, params, prompts, lengths)
+    return decode_rows(
+      network,
+      params,
+      keys,
+      last,
+      lengths,
+      prefix,
+      num_rows=num_rows,
+      max_new_tokens=num_new,
+      stop_ids=(),
+      controls=make_controls(),
+      **ENDLESS,
+    ).tokens
 
-  def naive(i):
-    rows = jnp.repeat(prompt, args.rows, 0)
-    key = jax.random.key(i)
-    naive_generate(
-      stacked, rows, key, args.prompt + args.new
-    ).block_until_ready()
+  def new_keys():
+    calls[0] += 1
+    return placed(jax.random.split(jax.random.key(calls[0]), (batch, num_rows)))
 
-  seconds = {ours: [], naive: []}
-  for repeat in range(args.repeats + 1):
-    for run, times in seconds.items():
-      start = time.process_time()
-      run(repeat)
-      times.append(time.process_time() - start)
-  a, b = (np.array(times[1:]) for times in seconds.values())
-  new = total * args.new
-  print(
-    json.dumps(
-      {
-        "rows": total,
-        "ours_tokens_per_s": round(new / np.median(a)),
-        "naive_tokens_per_s": round(new / np.median(b)),
-        "ratio_median": round(float(np.median(b / a)), 2),
-        "load": os.getloadavg()[0],
-      }
-    )
+  def by_host():
+    generate(params, new_keys(), prompts, lengths, make_controls())
+
+  def at_once():
+    one_program(params, new_keys(), prompts, lengths).block_until_ready()
+
+  return {"ours": by_host, "ours_one_program": at_once}
+
+
+def floor_seconds(config, args, rows):
+  """Time of the decoding steps at the given rates."""
+  c = config
+  kv_width = c.num_kv_heads * c.head_width
+  layer = 2 * c.width * (c.num_heads * c.head_width + kv_width)
+  layer += 3 * c.width * c.ffn_width
+  weights = c.num_layers * layer + c.width * c.vocab_size
+  read = args.prompt + np.arange(args.new)
+  cache = 2 * c.num_layers * kv_width * read * rows
+  scores = 4 * c.num_layers * c.num_heads * c.head_width * read * rows
+  memory = 4 * (weights + cache) / (args.gbs * 1e9)
+  arithmetic = (2 * weights * rows + scores) / (args.gflops * 1e9)
+  return float(np.maximum(memory, arithmetic).sum())
+
+
+def main(argv=None):
+  parser = common.make_parser(__doc__)
+  parser.add_argument("--size", choices=common.SIZES, default="S")
+  parser.add_argument("--prompts", type=int, default=16)
+  parser.add_argument("--rows", type=int, default=1, help="of each prompt")
+  parser.add_argument("--prompt", type=int, default=64, help="tokens of it")
+  parser.add_argument("--new", type=int, default=128, help="tokens of a row")
+  parser.add_argument("--peers", default="naive_jax,hf_eager,hf_static")
+  parser.add_argument("--devices", type=int, default=1, help="share our rows")
+  parser.add_argument("--gflops", type=float, default=210.0)
+  parser.add_argument("--gbs", type=float, default=50.0)
+  args = parser.parse_args(argv)
+  common.start(args.clock, args.devices)
+  report = common.Report("generation", args.clock)
+  network, params = common.random_network(args.size)
+  prompts = common.random_prompts(args.size, args.prompts, args.prompt)
+  placed = lambda x: x  # noqa: E731
+  if args.devices > 1:
+    mesh = jax.make_mesh((args.devices,), ("data",))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    placed = functools.partial(jax.device_put, device=split)
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+  runs = make_ours(network, params, prompts, args.rows, args.new, placed)
+  every_row = jnp.repeat(prompts, args.rows, axis=0)
+  for name in filter(None, args.peers.split(",")):
+    try:
+      runs[name] = GENERATORS[name](
+        network.config, every_row, args.new, args.clock == "cpu"
+      )
+    except ImportError as error:
+      report.skip(name, error)
+  series = common.take_turns(runs, repeats=args.repeats, clock=args.clock)
+  floor = floor_seconds(network.config, args, len(every_row))
+  report.add_series(
+    series,
+    amounts=dict.fromkeys(series, len(every_row) * args.new),
+    unit="tokens",
+    extra={
+      name: {"floor_share": round(floor / min(seconds), 3)}
+      for name, seconds in series.items()
+    },
+    size=args.size,
+    rows=len(every_row),
+    prompt=args.prompt,
+    new=args.new,
   )
+  report.close()
 
 
 if __name__ == "__main__":

@@ -1,25 +1,23 @@
-"""Time of the search's own bookkeeping, beside mctx at the same sizes.
-
-The step model costs nothing (a hash gives priors and values), so what is
-measured is selection, backup and the tree's memory. The two are timed in turn,
-pair by pair; a row is the median of each and the median of the ratios.
+"""Time of the search's own bookkeeping, beside mctx at the same sizes (P9).
 
   python benchmarks/search_bookkeeping.py
+
+The step model costs nothing (a hash gives priors and values), so what is
+measured is selection, backup and the tree's memory. "gumbel" is our rule beside
+mctx.gumbel_muzero_policy, "puct" beside mctx.muzero_policy. A call is a whole
+search of all trees in lockstep; `simulations_per_s` counts lockstep ones.
 """
 
-import statistics
-import time
+import itertools
 
+import common
 import jax
 import jax.numpy as jnp
-import mctx
 
 from o1jax.search.contracts import Expansion, StepModel
 from o1jax.search.driver import run_on_device
 from o1jax.search.mcts import mcts
 from o1jax.types import ProblemBatch
-
-NUM_PAIRS = 15
 
 
 def mix(x: jax.Array) -> jax.Array:
@@ -48,18 +46,22 @@ def hash_model(num_candidates: int) -> StepModel:
     state = state.at[:, 0].set(seeds)
     return uniform(seeds), jnp.zeros_like(seeds, jnp.int32), state
 
-  def step_fn(params, keys, node, first_child, is_active, state):
-    del params, keys, is_active
-    rows = jnp.arange(node.shape[0])[:, None]
-    child = children(state[rows, node], num_candidates)
-    at = first_child[:, :, None] + jnp.arange(num_candidates)[None, None]
+  def step_fn(params, keys, request, state):
+    del params, keys
+    rows = jnp.arange(request.node.shape[0])[:, None]
+    child = children(state[rows, request.node], num_candidates)
+    at = (
+      request.first_child[:, :, None] + jnp.arange(num_candidates)[None, None]
+    )
     state = state.at[rows[:, :, None], at].set(child, mode="drop")
-    zeros = jnp.zeros((node.shape[0],), jnp.int32)
+    zeros = jnp.zeros((request.node.shape[0],), jnp.int32)
+    no = jnp.zeros(child.shape, bool)
     return (
       Expansion(
         prior_logits=2 * uniform(child + 1),
-        is_valid=jnp.ones(child.shape, bool),
-        is_terminal=jnp.zeros(child.shape, bool),
+        is_valid=~no,
+        is_terminal=no,
+        is_solution=no,
         value=uniform(child),
         outcome=jnp.zeros(child.shape),
         generated_tokens=zeros,
@@ -68,11 +70,12 @@ def hash_model(num_candidates: int) -> StepModel:
       state,
     )
 
-  return StepModel(num_candidates, root_fn, step_fn)
+  return StepModel(num_candidates, root_fn, step_fn, 1)
 
 
-def mctx_search(policy: str, num_candidates: int, num_simulations: int):
+def mctx_search(rule: str, num_candidates: int, num_simulations: int):
   """The same hashes as an mctx model."""
+  import mctx
 
   def recurrent_fn(params, key, action, node):
     del params, key
@@ -92,63 +95,75 @@ def mctx_search(policy: str, num_candidates: int, num_simulations: int):
       value=uniform(seeds),
       embedding=seeds,
     )
-    if policy == "gumbel":
+    given = ((), key, root, recurrent_fn, num_simulations)
+    if rule == "gumbel":
       output = mctx.gumbel_muzero_policy(
-        (),
-        key,
-        root,
-        recurrent_fn,
-        num_simulations,
-        max_num_considered_actions=num_candidates,
+        *given, max_num_considered_actions=num_candidates
       )
     else:
-      output = mctx.muzero_policy((), key, root, recurrent_fn, num_simulations)
+      output = mctx.muzero_policy(*given)
     return output.search_tree
 
   return jax.jit(search)
 
 
-def seconds(fn, *args) -> float:
-  start = time.perf_counter()
-  jax.block_until_ready(fn(*args))
-  return time.perf_counter() - start
+def make_runs(rule, num_trees, num_candidates, num_simulations):
+  """Our search and mctx's as calls that block."""
+  problems = ProblemBatch(
+    tokens=jnp.zeros((num_trees, 1), jnp.int32),
+    lengths=jnp.ones((num_trees,), jnp.int32),
+    seeds=jnp.arange(num_trees, dtype=jnp.uint32),
+  )
+  calls = [0]
+  strategy = mcts(
+    hash_model(num_candidates), num_simulations=num_simulations, rule=rule
+  )
+  search = run_on_device(strategy)
+
+  def new_key():
+    calls[0] += 1
+    return jax.random.key(calls[0])
+
+  def ours():
+    jax.block_until_ready(search((), new_key(), problems))
+
+  peer = mctx_search(rule, num_candidates, num_simulations)
+
+  def theirs():
+    jax.block_until_ready(peer(new_key(), problems))
+
+  return {"ours": ours, "mctx": theirs}
 
 
-def main() -> None:
-  print("microseconds per lockstep simulation of the whole batch, medians")
-  print("rule     B   A  sims     ours     mctx  ratio")
-  for rule, num_problems, num_candidates, num_simulations in (
-    ("gumbel", 32, 4, 32),
-    ("puct", 32, 4, 32),
-    ("gumbel", 32, 4, 128),
-    ("puct", 32, 4, 128),
-    ("puct", 8, 16, 128),
+def main(argv=None):
+  parser = common.make_parser(__doc__, repeats=9)
+  parser.add_argument("--rules", default="gumbel,puct")
+  parser.add_argument("--trees", type=common.integers, default=[32, 128])
+  parser.add_argument("--candidates", type=common.integers, default=[4, 8, 32])
+  parser.add_argument("--simulations", type=common.integers, default=[32, 128])
+  args = parser.parse_args(argv)
+  common.start(args.clock)
+  report = common.Report("search_bookkeeping", args.clock)
+  for rule, *sizes in itertools.product(
+    args.rules.split(","), args.trees, args.candidates, args.simulations
   ):
-    strategy = mcts(
-      hash_model(num_candidates), num_simulations=num_simulations, rule=rule
+    num_trees, num_candidates, num_simulations = sizes
+    runs = make_runs(rule, *sizes)
+    series = common.take_turns(runs, repeats=args.repeats, clock=args.clock)
+    report.add_series(
+      series,
+      amounts=dict.fromkeys(series, num_simulations),
+      unit="simulations",
+      extra={
+        name: {"us_per_simulation": round(1e6 * min(s) / num_simulations, 1)}
+        for name, s in series.items()
+      },
+      rule=rule,
+      trees=num_trees,
+      candidates=num_candidates,
+      simulations=num_simulations,
     )
-    search = run_on_device(strategy)
-    peer = mctx_search(rule, num_candidates, num_simulations)
-    problems = ProblemBatch(
-      tokens=jnp.zeros((num_problems, 1), jnp.int32),
-      lengths=jnp.ones((num_problems,), jnp.int32),
-      seeds=jnp.arange(num_problems, dtype=jnp.uint32),
-    )
-    key = jax.random.key(0)
-    seconds(search, (), key, problems)
-    seconds(peer, key, problems)
-    ours, theirs = [], []
-    for _ in range(NUM_PAIRS):
-      ours.append(seconds(search, (), key, problems))
-      theirs.append(seconds(peer, key, problems))
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    scale = 1e6 / num_simulations
-    print(
-      f"{rule:6} {num_problems:3} {num_candidates:3} {num_simulations:5}"
-      f" {statistics.median(ours) * scale:8.1f}"
-      f" {statistics.median(theirs) * scale:8.1f} {ratio:6.2f}",
-      flush=True,
-    )
+  report.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,194 @@
+"""Other people's generators, at the shapes of common.py.
+
+Each function takes `(config, prompts [B, P], num_new, one_core)` and returns a
+call that samples `num_new` tokens for every prompt and blocks. It raises
+ImportError where its package is absent.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from o1jax.policy import TransformerConfig
+
+Run = Callable[[], Any]
+
+
+def naive_jax(
+  config: TransformerConfig, prompts: jax.Array, num_new: int, one_core: bool
+) -> Run:
+  """What one writes first in JAX.
+
+  Layers in one scan with the cache as its output, cache `[B, T, heads, E]`,
+  attention over the full length, one Gumbel number for every token of the
+  vocabulary.
+  """
+  params = _naive_params(config, jax.random.key(0))
+  calls = [0]
+
+  def run():
+    calls[0] += 1
+    key = jax.random.key(calls[0])
+    jax.block_until_ready(_naive(config, params, prompts, key, num_new))
+
+  return run
+
+
+def _naive_params(c, key):
+  def draw(i, *shape):
+    noise = jax.random.normal(jax.random.fold_in(key, i), shape)
+    return noise * shape[-2] ** -0.5
+
+  layers, inner = c.num_layers, c.num_heads * c.head_width
+  columns = (c.num_heads + 2 * c.num_kv_heads) * c.head_width
+  return {
+    "embedding": draw(0, c.vocab_size, c.width),
+    "head": draw(1, c.width, c.vocab_size),
+    "blocks": {
+      "qkv": draw(2, layers, c.width, columns),
+      "out": draw(3, layers, inner, c.width),
+      "gate_up": draw(4, layers, c.width, 2 * c.ffn_width),
+      "down": draw(5, layers, c.ffn_width, c.width),
+    },
+  }
+
+
+def _norm(x):
+  return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+
+
+def _rotate(x, position):
+  """x `[B, T, heads, E]` at positions `[T]`."""
+  half = x.shape[-1] // 2
+  angle = position[:, None] * 10000.0 ** (-jnp.arange(half) / half)[None]
+  cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
+  a, b = x[..., :half], x[..., half:]
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def _forward(c, params, tokens, begin, keys, values):
+  """Tokens `[B, T]` from position `begin` on; caches `[L, B, total, J, E]`."""
+  batch, length = tokens.shape
+  position = begin + jnp.arange(length)
+  seen = jnp.arange(keys.shape[2])[None] <= position[:, None]
+  group = c.num_heads // c.num_kv_heads
+  inner, kv = c.num_heads * c.head_width, c.num_kv_heads * c.head_width
+
+  def block(x, layer):
+    p, k, v = layer
+    q, new_k, new_v = jnp.split(_norm(x) @ p["qkv"], [inner, inner + kv], -1)
+
+    def heads(y, n):
+      return y.reshape(batch, length, n, c.head_width)
+
+    q = _rotate(heads(q, c.num_heads), position)
+    new_k = _rotate(heads(new_k, c.num_kv_heads), position)
+    start = (0, begin, 0, 0)
+    k = jax.lax.dynamic_update_slice(k, new_k, start)
+    v = jax.lax.dynamic_update_slice(v, heads(new_v, c.num_kv_heads), start)
+    q = q.reshape(batch, length, c.num_kv_heads, group, c.head_width)
+    scores = jnp.einsum("bqjge,btje->bjgqt", q, k) * c.head_width**-0.5
+    weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), -1)
+    y = jnp.einsum("bjgqt,btje->bqjge", weights, v)
+    x = x + y.reshape(batch, length, inner) @ p["out"]
+    gate, up = jnp.split(_norm(x) @ p["gate_up"], 2, -1)
+    return x + (jax.nn.silu(gate) * up) @ p["down"], (k, v)
+
+  x = params["embedding"][tokens]
+  x, (keys, values) = jax.lax.scan(block, x, (params["blocks"], keys, values))
+  return _norm(x[:, -1]) @ params["head"], keys, values
+
+
+@functools.partial(jax.jit, static_argnames=("c", "num_new"))
+def _naive(c, params, prompts, key, num_new):
+  """Tokens `[num_new, B]`: the prompts at once, then one token at a time."""
+  batch, width = prompts.shape
+  room = (c.num_layers, batch, width + num_new, c.num_kv_heads, c.head_width)
+  carry = _forward(c, params, prompts, 0, jnp.zeros(room), jnp.zeros(room))
+
+  def body(carry, index):
+    logits, keys, values = carry
+    token = jax.random.categorical(jax.random.fold_in(key, index), logits)
+    return _forward(
+      c, params, token[:, None], width + index, keys, values
+    ), token
+
+  return jax.lax.scan(body, carry, jnp.arange(num_new))[1]
+
+
+def hf_model(config: TransformerConfig, one_core: bool):
+  """A random Llama of `transformers`."""
+  import torch
+  import transformers
+
+  if one_core:
+    torch.set_num_threads(1)
+  torch.manual_seed(0)
+  shape = transformers.LlamaConfig(
+    vocab_size=config.vocab_size,
+    hidden_size=config.width,
+    intermediate_size=config.ffn_width,
+    num_hidden_layers=config.num_layers,
+    num_attention_heads=config.num_heads,
+    num_key_value_heads=config.num_kv_heads,
+    head_dim=config.head_width,
+    max_position_embeddings=4096,
+    tie_word_embeddings=False,
+  )
+  model = transformers.LlamaForCausalLM(shape)
+  return model.train(False)
+
+
+# Pure sampling at temperature 1, to the full length.
+HF_SAMPLING = dict(
+  do_sample=True,
+  temperature=1.0,
+  top_k=0,
+  top_p=1.0,
+  pad_token_id=0,
+  eos_token_id=None,
+)
+
+
+def hf(
+  config: TransformerConfig,
+  prompts: jax.Array,
+  num_new: int,
+  one_core: bool,
+  *,
+  kind: str,
+) -> Run:
+  """`transformers` generate: kind "eager", "static" cache, or "compiled"."""
+  import torch
+
+  model = hf_model(config, one_core)
+  tokens = torch.tensor(np.asarray(prompts), dtype=torch.long)
+  options = dict(HF_SAMPLING, disable_compile=kind != "compiled")
+  if kind != "eager":
+    options["cache_implementation"] = "static"
+  if kind == "compiled":
+    model.forward = torch.compile(model.forward)
+
+  def run():
+    with torch.inference_mode():
+      out = model.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=num_new,
+        **options,
+      )
+    assert out.shape == (len(tokens), tokens.shape[1] + num_new)
+
+  return run
+
+
+GENERATORS = {
+  "naive_jax": naive_jax,
+  "hf_eager": functools.partial(hf, kind="eager"),
+  "hf_static": functools.partial(hf, kind="static"),
+  "hf_compiled": functools.partial(hf, kind="compiled"),
+}
