@@ -6,11 +6,14 @@ Every row ends at each token with the same chance, 1 / `--mean`, at the latest
 after `--new` tokens.
 
   fixed     batches of `--slots` rows, all decoded to the full length
-  batches   batches of `--slots` rows that our generator shrinks as rows end
-  ours      all jobs at once: our generator refills the slots of rows that ended
+  batches   batches of `--slots` rows that our generator halves as rows end
+  one_batch all jobs in one batch that halves
+  ours      so many slots, which our generator fills again as rows end
 
-All three draw the same tokens; those up to a row's end are useful. `slot_use`
-is the share of useful tokens among the rows evaluated.
+All draw the same tokens; those up to a row's end are useful. `slot_use`
+is the share of useful tokens among the rows evaluated. Slots evaluate the
+fewest rows in the least memory, but always read caches of the full length: a
+batch grows old together, and is as fast on a CPU.
 """
 
 import functools
@@ -76,6 +79,7 @@ def make_runs(args):
   split = functools.partial(in_batches, jobs=jobs, num_slots=args.slots)
   return {
     "ours": functools.partial(whole, make(END, args.slots)),
+    "one_batch": functools.partial(whole, make(END, None)),
     "batches": functools.partial(split, make(END, None)),
     "fixed": functools.partial(split, make(-1, None)),
   }
