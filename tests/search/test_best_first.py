@@ -46,9 +46,10 @@ def run(world, roots, **options):
 
 
 def ragged_world(seed: int) -> World:
-  """Ties among the values, dead ends, and solutions at every depth."""
+  """Ties among all scores, dead ends, and solutions at every depth."""
   world = random_graph(seed, terminal_rate=0.3, invalid_rate=0.4)
   world.value[:] = np.round(world.value, 1)
+  world.outcome[:] = np.round(world.outcome, 1)
   return world
 
 
