@@ -37,13 +37,10 @@ def float64():
 
 
 def search(rule: str = "puct", max_commits: int = COMMITS, **options):
-  options = {"capacity": 260, "discount": DISCOUNT, **options}
+  defaults = {"num_simulations": SIMULATIONS, "capacity": 260}
+  options = {**defaults, "discount": DISCOUNT, **options}
   return table_search(
-    name="reroot",
-    num_simulations=SIMULATIONS,
-    max_commits=max_commits,
-    rule=rule,
-    **options,
+    name="reroot", max_commits=max_commits, rule=rule, **options
   )
 
 
@@ -180,11 +177,17 @@ def test_going_on_is_a_fresh_search_with_the_same_statistics():
     assert visits_by_path(fresh.tree, row) == below
 
 
-def test_new_roots_get_noise_of_their_own():
-  """With a fraction of 1 the prior of a root is its noise."""
+@pytest.mark.parametrize("num_simulations", [SIMULATIONS, 1])
+def test_new_roots_get_noise_of_their_own(num_simulations):
+  """With a fraction of 1 the prior of a root is its noise.
+
+  After one simulation the new root has no candidates yet, after more it has.
+  """
   table = random_graph(2)
   options = (("dirichlet_alpha", 1.0), ("dirichlet_fraction", 1.0))
-  _, run = search(max_commits=2, rule_options=options)
+  _, run = search(
+    max_commits=2, rule_options=options, num_simulations=num_simulations
+  )
   state = run_all(run, table)
   tree, key = state.tree, jax.random.key(0)
   alpha = jnp.ones(4)
