@@ -38,17 +38,41 @@ CUT_OFF = Verdict(is_correct=False, reason="cut off", answer=None)
 
 
 def strategy_options(
-  strategy: str, effort: int, num_steps: int, num_candidates: int
+  strategy: str,
+  effort: int,
+  num_steps: int,
+  num_candidates: int,
+  options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Options of a `Solver` that spends the tokens of `effort` solutions.
+
+  Args:
+    strategy: its name.
+    effort: the budget.
+    num_steps: R.
+    num_candidates: A of strategies that expand nodes.
+    options: more options of the strategy, and `num_candidates` where it is to
+      differ for this one.
+
+  Raises:
+    ValueError: the effort is no count, or does not pay for one expansion.
+  """
+  more = dict(options or {})
+  num_candidates = more.pop("num_candidates", num_candidates)
+  budget = _budget(strategy, effort, num_steps, num_candidates)
+  more = budget.pop("options", {}) | more
+  return budget | {"options": more} if more else budget
+
+
+def _budget(
+  strategy: str, effort: int, num_steps: int, num_candidates: int
+) -> dict[str, Any]:
+  """What each strategy makes of its budget.
 
   An expansion decodes A steps, the R-th part of A solutions, so a tree gets
   effort * R / A expansions. Simulations cost no tokens: there are enough of
   them for the expansions to be spent on most problems. A revision counts as a
   solution.
-
-  Raises:
-    ValueError: the effort is no count, or does not pay for one expansion.
   """
   if type(effort) is not int or effort < 1:
     raise ValueError(f"an effort must be a whole number above 0, not {effort}")
@@ -130,7 +154,7 @@ class Evaluator:
       reward: what searches select by, "value" or "checker".
       guidance: what scores candidates; see `Solver`.
       rule_options: constants of the rule; see search/selection.py.
-      options: by strategy, more of its options; see `Solver`.
+      options: by strategy, more of its options; see `strategy_options`.
 
     Raises:
       ValueError: a temperature or a strategy that does not exist.
@@ -233,7 +257,11 @@ class Evaluator:
       effort = 1
     if (strategy, effort) not in self._solvers:
       options = strategy_options(
-        strategy, effort, self._policy.lengths.num_steps, self._num_candidates
+        strategy,
+        effort,
+        self._policy.lengths.num_steps,
+        self._num_candidates,
+        self._strategy_options.get(strategy),
       )
       self._solvers[strategy, effort] = Solver(
         self._policy,
@@ -241,8 +269,6 @@ class Evaluator:
         batch_size=self._batch_size,
         mesh=self._mesh,
         task=self._task,
-        options=options.pop("options", {})
-        | self._strategy_options.get(strategy, {}),
         **options,
         **self._options,
       )

@@ -65,7 +65,6 @@ class Session:
         reward=reward,
         rule=options.rule,
         rule_options=options.rule_options,
-        options=options.options.to_dict().get("mcts"),
         temperature=options.temperature,
         steps_from_host=True,
         **evaluation.strategy_options(
@@ -73,6 +72,7 @@ class Session:
           effort,
           trained.policy.lengths.num_steps,
           options.num_candidates,
+          options.options.to_dict().get("mcts"),
         ),
       )
     return self.solvers[effort, reward]

@@ -142,8 +142,8 @@ def test_solvers_are_made_once_and_greedy_once_for_all_efforts():
 def test_bad_options_are_refused():
   with pytest.raises(ValueError, match="temperature=-2.0"):
     evaluator(temperature=-2.0)
-  with pytest.raises(ValueError, match="strategy='beam'"):
-    evaluator()._solver("beam", 4)
+  with pytest.raises(ValueError, match="strategy='beams'"):
+    evaluator()._solver("beams", 4)
   with pytest.raises(ValueError, match="batch_size=3 does not divide"):
     evaluator(batch_size=3)._solver("best_of_n", 4)
 

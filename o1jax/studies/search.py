@@ -27,6 +27,9 @@ EFFORTS = (4, 8, 16, 32)
 REWARDS = ("value", "checker")
 BASELINE = "best_of_n"
 
+NUM_CANDIDATES = 2  # of an expansion, where nodes have several
+WIDENING = dict(num_candidates=1, max_blocks=32, widening_rate=0.5)
+
 # One line a row of the table: its name, and options of `Solver` beyond those
 # of the budget, temperature and selection rule.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -34,6 +37,15 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
   "majority_vote": dict(strategy="majority_vote"),
   "best_of_n": dict(strategy="best_of_n"),
   "mcts": dict(strategy="mcts"),
+  "mcts_widening": dict(strategy="mcts", options=WIDENING),
+  "reroot": dict(strategy="reroot", options=WIDENING),
+  "beam": dict(strategy="beam"),
+  "dvts": dict(strategy="beam", options=dict(num_subtrees=2)),
+  "treebon": dict(strategy="treebon"),
+  "best_first": dict(strategy="best_first"),
+  "a_star": dict(strategy="a_star"),
+  "depth_first": dict(strategy="depth_first"),
+  "speculative_rejection": dict(strategy="speculative_rejection"),
 }
 # These choose without a reward.
 UNREWARDED = ("greedy", "majority_vote")
@@ -61,19 +73,20 @@ def make_cells(context: Context, num_seeds: int) -> list[Cell]:
 
 
 def _cell(context, reward, effort, name, seed) -> Cell:
-  variant, common = VARIANTS[name], context.evaluation
+  variant, common = dict(VARIANTS[name]), context.evaluation
   cell = {"name": name, "effort": effort, "seed": seed}
   if reward is not None:
     cell["reward"] = reward
   if variant["strategy"] != "greedy":
     cell["temperature"] = common["temperature"]
-  if variant["strategy"] == "mcts":
+  if variant["strategy"] in ("mcts", "reroot"):
     cell |= {n: common[n] for n in ("rule", "rule_options") if n in common}
   budget = evaluation.strategy_options(
     variant["strategy"],
     effort,
     context.trained.policy.lengths.num_steps,
-    common["num_candidates"],
+    NUM_CANDIDATES,
+    variant.pop("options", None),
   )
   return {**cell, **budget, **variant}
 
