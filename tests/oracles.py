@@ -187,7 +187,8 @@ def halving(num_considered: int, num_simulations: int) -> list[int]:
 
 def visits_by_path(tree: Tree, row: int) -> dict[Path, int]:
   """Visits of every visited node of one tree, keyed by its path."""
-  blocks = np.asarray(tree.first_child[row]), np.asarray(tree.next_block[row])
+  first = np.asarray(tree.first_child[row])[:, None]
+  blocks = np.append(first, np.asarray(tree.more_blocks[row]), axis=1)
   visits = np.asarray(tree.num_visits[row])
   found: dict[Path, int] = {}
   stack: list[tuple[Path, int]] = [((), 0)]
@@ -196,12 +197,10 @@ def visits_by_path(tree: Tree, row: int) -> dict[Path, int]:
     if not visits[node]:
       continue
     found[path] = int(visits[node])
-    start, action = int(blocks[0][node]), 0
-    while start != UNEXPANDED:
-      for within in range(tree.num_candidates):
-        stack.append(((*path, action), start + within))
-        action += 1
-      start = int(blocks[1][start])
+    starts = [int(start) for start in blocks[node] if start != UNEXPANDED]
+    actions = range(tree.num_candidates)
+    for action, child in enumerate(s + a for s in starts for a in actions):
+      stack.append(((*path, action), child))
   return found
 
 

@@ -16,6 +16,7 @@ from o1jax.search.tree import (
   add_children,
   candidate_nodes,
   make_tree,
+  num_earlier,
   read,
   write,
 )
@@ -144,7 +145,7 @@ def expand(
   first_child = jnp.where(is_active, tree.next_free[:, None] + offset, capacity)
 
   path_id = read(state.path_ids, node)
-  block = read(tree.num_blocks, node) + _num_earlier(leaf)
+  block = read(tree.num_blocks, node) + num_earlier(leaf)
   fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
   keys = fold_in(state.tree_keys, _block_id(path_id, block))
   within = jnp.arange(num_candidates, dtype=jnp.int32)[None, None]
@@ -182,14 +183,6 @@ def expand(
       forward_tokens=cost.forward_tokens + expansion.forward_tokens,
     ),
   )
-
-
-def _num_earlier(leaf: jax.Array) -> jax.Array:
-  """How often each of `leaf` `[B, W]` stands to its left already."""
-  index = jnp.arange(leaf.shape[1])
-  is_earlier = index[:, None] > index[None, :]
-  is_same = leaf[:, :, None] == leaf[:, None, :]
-  return jnp.sum(is_same & is_earlier[None], axis=-1, dtype=jnp.int32)
 
 
 def _block_id(path_id: jax.Array, block: jax.Array) -> jax.Array:

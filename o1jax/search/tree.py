@@ -3,7 +3,7 @@
 Node-centred: every array is `[B, N]`, a node's statistics belong to the node,
 and the A children of one expansion have consecutive indices, a block, so that
 reading a node's candidates is one slice. A node that was expanded again has
-several blocks, at most M, each of which names the next. A node is visited when
+several blocks, at most M. A node is visited when
 a simulation passes through it, its own evaluation included: `num_visits[n]` is
 1 plus the visits of its children, as in mctx. Functions without "one" in their
 name work on a batch.
@@ -30,9 +30,8 @@ class Tree:
   | parent       | [B, N] | int32 index of the parent, NO_PARENT at the root |
   | depth        | [B, N] | int32 steps from the root                        |
   | first_child  | [B, N] | int32 first of A children, or UNEXPANDED         |
-  | last_block   | [B, N] | int32 first child of its last block, UNEXPANDED  |
-  | next_block   | [B, N] | int32 at the first child of a block: that of its |
-  |              |        | parent's next block, or UNEXPANDED               |
+  | more_blocks  | [B, N, | int32 first child of its further blocks, or      |
+  |              |  M - 1]| UNEXPANDED                                       |
   | num_blocks   | [B, N] | int32 expansions of the node                     |
   | log_mass     | [B, N] | log of what its candidates' priors sum to before |
   |              |        | they are normalised; kept where M > 1            |
@@ -52,8 +51,7 @@ class Tree:
   parent: jax.Array
   depth: jax.Array
   first_child: jax.Array
-  last_block: jax.Array
-  next_block: jax.Array
+  more_blocks: jax.Array
   num_blocks: jax.Array
   log_mass: jax.Array
   num_visits: jax.Array
@@ -116,8 +114,7 @@ def make_tree(
     parent=jnp.full(shape, NO_PARENT, jnp.int32),
     depth=counts,
     first_child=unexpanded,
-    last_block=unexpanded,
-    next_block=unexpanded,
+    more_blocks=jnp.full((*shape, max_blocks - 1), UNEXPANDED, jnp.int32),
     num_blocks=counts,
     log_mass=zeros,
     num_visits=counts.at[:, ROOT].set(1),
@@ -238,7 +235,6 @@ def add_children(
   if tree.max_blocks == 1:
     return tree.replace(
       first_child=write(tree.first_child, node, first_child),
-      last_block=write(tree.last_block, node, first_child),
       num_blocks=write(tree.num_blocks, node, jnp.ones_like(node)),
     )
   return _renormalize(_link(tree, node, first_child), node, sibling_logits)
@@ -246,32 +242,35 @@ def add_children(
 
 def _link(tree: Tree, node: jax.Array, first_child: jax.Array) -> Tree:
   """Hangs new blocks `[B, W]` behind the ones that their nodes have."""
-  width = node.shape[1]
-  is_same = (node[:, :, None] == node[:, None, :]) & (node != NO_NODE)[:, None]
-  index = jnp.arange(width)
-  is_earlier = is_same & (index[:, None] > index[None, :])[None]
-  num_earlier = jnp.sum(is_earlier, axis=-1, dtype=jnp.int32)
-  num_same = jnp.sum(is_same, axis=-1, dtype=jnp.int32)
-  # The block before: of an earlier entry of this call, else the node's last.
-  earlier = jnp.max(jnp.where(is_earlier, index[None, None], -1), axis=-1)
-  before = jnp.where(
-    earlier >= 0, read(first_child, earlier), read(tree.last_block, node)
+  block = read(tree.num_blocks, node) + num_earlier(node)
+  is_first = (block == 0) & (node != NO_NODE)
+
+  def write_more(row, at, place, new):
+    return row.at[at, place].set(new, mode="drop", wrap_negative_indices=False)
+
+  # The place of a first block is -1, which writes nothing.
+  more_blocks = jax.vmap(write_more)(
+    tree.more_blocks, node, block - 1, first_child
   )
-  is_first = (before == UNEXPANDED) & (node != NO_NODE)
-  is_last = num_earlier + 1 == num_same
-  before = jnp.where(node == NO_NODE, NO_NODE, before)
+  is_same = node[:, :, None] == node[:, None, :]
+  num_new = jnp.sum(is_same, axis=-1, dtype=jnp.int32)
   return tree.replace(
     first_child=write(
       tree.first_child, jnp.where(is_first, node, NO_NODE), first_child
     ),
-    next_block=write(tree.next_block, before, first_child),
-    last_block=write(
-      tree.last_block, jnp.where(is_last, node, NO_NODE), first_child
-    ),
+    more_blocks=more_blocks,
     num_blocks=write(
-      tree.num_blocks, node, read(tree.num_blocks, node) + num_same
+      tree.num_blocks, node, read(tree.num_blocks, node) + num_new
     ),
   )
+
+
+def num_earlier(node: jax.Array) -> jax.Array:
+  """How often each of `node` `[B, W]` stands to its left already."""
+  index = jnp.arange(node.shape[1])
+  is_earlier = index[:, None] > index[None, :]
+  is_same = node[:, :, None] == node[:, None, :]
+  return jnp.sum(is_same & is_earlier[None], axis=-1, dtype=jnp.int32)
 
 
 def _renormalize(
@@ -302,12 +301,9 @@ def _renormalize(
 
 def candidate_nodes(tree: Tree, node: jax.Array) -> jax.Array:
   """The M * A candidates `[B, W, M * A]` of `node` `[B, W]`, else NO_NODE."""
-  start = read(tree.first_child, node)
-  starts = [jnp.where(node == NO_NODE, UNEXPANDED, start)]
-  for _ in range(tree.max_blocks - 1):
-    after = read(tree.next_block, starts[-1])
-    starts.append(jnp.where(starts[-1] == UNEXPANDED, UNEXPANDED, after))
-  start = jnp.stack(starts, axis=-1)[..., None]
+  first = read(tree.first_child, node)[..., None]
+  start = jnp.concatenate([first, read(tree.more_blocks, node)], axis=-1)
+  start = jnp.where((node == NO_NODE)[..., None], UNEXPANDED, start)[..., None]
   within = jnp.arange(tree.num_candidates, dtype=jnp.int32)
   child = start + within[None, None, None]
   child = jnp.where(start == UNEXPANDED, NO_NODE, child)
@@ -345,16 +341,20 @@ def one_node(tree: Tree, node: jax.Array, discount: float) -> Candidates:
   """
   starts = block_starts(tree, node)
   exists = jnp.repeat(starts != UNEXPANDED, tree.num_candidates)
+  within = jnp.arange(tree.num_candidates, dtype=jnp.int32)
+  nodes = (starts[:, None] + within[None]).reshape(-1)
 
   def children(array):
-    blocks = [
-      jax.lax.dynamic_slice_in_dim(array, start, tree.num_candidates)
-      for start in starts
-    ]
-    return jnp.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+    if tree.max_blocks == 1:
+      return jax.lax.dynamic_slice_in_dim(array, starts[0], tree.num_candidates)
+    return array.at[nodes].get(mode="clip", wrap_negative_indices=False)
 
+  num_visits = children(tree.num_visits)
+  if tree.max_blocks > 1:
+    # What was read for blocks that are not there must not look visited.
+    num_visits = jnp.where(exists, num_visits, 0)
   return Candidates(
-    num_visits=children(tree.num_visits),
+    num_visits=num_visits,
     q_values=children(tree.reward) + discount * children(tree.mean_value),
     prior_logits=children(tree.prior_logits),
     is_valid=children(tree.is_valid) & exists,
@@ -366,11 +366,7 @@ def one_node(tree: Tree, node: jax.Array, discount: float) -> Candidates:
 
 def block_starts(tree: Tree, node: jax.Array) -> jax.Array:
   """First children `[M]` of the blocks of a node of one tree, or UNEXPANDED."""
-  starts = [tree.first_child[node]]
-  for _ in range(tree.max_blocks - 1):
-    after = tree.next_block[starts[-1]]
-    starts.append(jnp.where(starts[-1] == UNEXPANDED, UNEXPANDED, after))
-  return jnp.stack(starts)
+  return jnp.append(tree.first_child[node], tree.more_blocks[node])
 
 
 def child_at(tree: Tree, node: jax.Array, action: jax.Array) -> jax.Array:

@@ -113,10 +113,9 @@ def subtree(tree, states, row: int, root: int):
   parent = np.full_like(first, -1)
   parent[1 : len(old)] = [new_of[tree.parent[row, n].item()] for n in old[1:]]
   fields["parent"] = parent
-  for name in ("first_child", "last_block"):
-    fields[name] = np.full_like(first, UNEXPANDED)
-    for node, start in starts.items():
-      fields[name][new_of[node]] = start
+  fields["first_child"] = np.full_like(first, UNEXPANDED)
+  for node, start in starts.items():
+    fields["first_child"][new_of[node]] = start
   fields["next_free"] = np.int32(len(old))
   table_state = np.full_like(np.asarray(states[row]), -1)
   table_state[: len(old)] = np.asarray(states[row])[old]
