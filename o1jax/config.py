@@ -412,7 +412,8 @@ def _parse_value(name: str, text: str, old: Any) -> Any:
     value = text
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
   if old is None:
-    return value
+    words = {"true": True, "false": False}
+    return words.get(text.lower(), value)
   if isinstance(old, int):
     if isinstance(value, int) and is_number:
       return value

@@ -19,6 +19,7 @@ from o1jax.policy.sample import make_controls
 from o1jax.reward.outcome import Verifier
 from o1jax.search.selection import named
 from o1jax.solver import (
+  REVISIONS,
   STRATEGIES,
   WHOLE,
   Policy,
@@ -34,6 +35,8 @@ NUM_RESAMPLES = 1000
 SIMULATIONS_PER_NODE = 32
 MAX_REVISIONS = 3
 BEAMS = ("beam", "breadth_first", "treebon")
+# Strategies whose candidates are given by the effort, or one at a time.
+SINGLE = (*WHOLE, *REVISIONS, "speculative_rejection")
 CUT_OFF = Verdict(is_correct=False, reason="cut off", answer=None)
 
 
@@ -51,21 +54,31 @@ def strategy_options(
     effort: the budget.
     num_steps: R.
     num_candidates: A of strategies that expand nodes.
-    options: more options of the strategy, and `num_candidates` where it is to
-      differ for this one.
+    options: more options of the strategy; `num_candidates` where it is to
+      differ for this one, `num_revisions` of those that revise.
 
   Raises:
     ValueError: the effort is no count, or does not pay for one expansion.
   """
   more = dict(options or {})
+  if "num_candidates" in more and strategy in SINGLE:
+    raise ValueError(
+      f"options.{strategy}.num_candidates={more['num_candidates']}: {strategy} "
+      "follows from the effort alone; leave it out"
+    )
   num_candidates = more.pop("num_candidates", num_candidates)
-  budget = _budget(strategy, effort, num_steps, num_candidates)
+  num_revisions = more.pop("num_revisions", MAX_REVISIONS)
+  budget = _budget(strategy, effort, num_steps, num_candidates, num_revisions)
   more = budget.pop("options", {}) | more
   return budget | {"options": more} if more else budget
 
 
 def _budget(
-  strategy: str, effort: int, num_steps: int, num_candidates: int
+  strategy: str,
+  effort: int,
+  num_steps: int,
+  num_candidates: int,
+  num_revisions: int,
 ) -> dict[str, Any]:
   """What each strategy makes of its budget.
 
@@ -86,11 +99,11 @@ def _budget(
       "options": {"num_rows": effort},
     }
   if strategy == "revision":
-    num_revisions = min(MAX_REVISIONS, effort - 1)
+    num_revisions = min(num_revisions, effort - 1)
     options = {"num_chains": effort // (1 + num_revisions)}
     return {"num_revisions": num_revisions, "options": options}
   if strategy == "mctsr":
-    return {"num_revisions": MAX_REVISIONS, "num_simulations": effort}
+    return {"num_revisions": num_revisions, "num_simulations": effort}
   expansions = effort * num_steps // num_candidates
   width = effort // num_candidates
   if min(expansions, width if strategy in BEAMS else expansions) < 1:
@@ -278,13 +291,13 @@ class Evaluator:
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
   """The comparison as a table for the terminal."""
   lines = [
-    f"{'strategy':<14} {'budget':>6} {'accuracy':>8} {'interval':>15} "
+    f"{'strategy':<21} {'budget':>6} {'accuracy':>8} {'interval':>15} "
     f"{'coverage':>8} {'tokens':>7} {'checks':>7} {'seconds':>8}"
   ]
   for row in rows:
     interval = f"{row['accuracy_low']:.1%}-{row['accuracy_high']:.1%}"
     lines.append(
-      f"{row['strategy']:<14} {row['budget']:>6} {row['accuracy']:>8.1%} "
+      f"{row['strategy']:<21} {row['budget']:>6} {row['accuracy']:>8.1%} "
       f"{interval:>15} {row['coverage']:>8.1%} {row['tokens']:>7.1f} "
       f"{row['verifier_requests']:>7.1f} {row['seconds']:>8.2f}"
     )

@@ -55,7 +55,9 @@ class Session:
   def solver(self, effort: int, reward: str) -> Solver:
     """The search of an effort; compiled once."""
     if (effort, reward) not in self.solvers:
-      trained, options = self.trained, self.trained.config.evaluation
+      trained = self.trained
+      # Policies that were kept before a field was there lack it.
+      options = trained.config.evaluation.to_dict()
       self.solvers[effort, reward] = Solver(
         trained.policy,
         strategy="mcts",
@@ -63,16 +65,17 @@ class Session:
         mesh=trained.mesh,
         task=trained.task,
         reward=reward,
-        rule=options.rule,
-        rule_options=options.rule_options,
-        temperature=options.temperature,
+        guidance=options.get("guidance"),
+        rule=options["rule"],
+        rule_options=options.get("rule_options"),
+        temperature=options["temperature"],
         steps_from_host=True,
         **evaluation.strategy_options(
           "mcts",
           effort,
           trained.policy.lengths.num_steps,
-          options.num_candidates,
-          options.options.to_dict().get("mcts"),
+          options["num_candidates"],
+          options.get("options", {}).get("mcts"),
         ),
       )
     return self.solvers[effort, reward]

@@ -268,6 +268,7 @@ class Solver:
     self._verifier = None
     if reward == "checker":
       self._verifier = Verifier(task.check, num_workers=num_workers)
+    _check_combination(strategy, granularity, reward, guidance, num_rollouts)
     self._votes = strategy == "majority_vote"
     is_tree = strategy not in WHOLE
     self._revises = strategy in REVISIONS
@@ -312,6 +313,8 @@ class Solver:
     taken = strategies.option_names(name)
     strategy_options = {n: shared[n] for n in taken if n in shared}
     strategy_options |= options or {}
+    if granularity == "token":
+      _check_single_expansion(strategy_options)
     self.strategy = strategies.make_strategy(name, model, **strategy_options)
     on_mesh = over_mesh(self.strategy, mesh)
     self._select = jax.jit(on_mesh.select)
@@ -491,6 +494,56 @@ class Solver:
   def _answer(self, text: str) -> str:
     """The solution that a path ends with."""
     return self._task.final_solution(text) if self._revises else text
+
+
+def _check_combination(
+  strategy: str,
+  granularity: str,
+  reward: str,
+  guidance: Mapping[str, float] | None,
+  num_rollouts: int,
+) -> None:
+  """Refuses what does not go together, with the reason.
+
+  Raises:
+    ValueError: two fields of which one must change.
+  """
+  name = "best_of_n" if strategy == "majority_vote" else strategy
+  if num_rollouts and "rollout_weight" not in strategies.option_names(name):
+    raise ValueError(
+      f"num_rollouts={num_rollouts}: strategy={strategy!r} does not read "
+      "rollouts; set num_rollouts and rollout_weight to 0"
+    )
+  if granularity == "token" and strategy in (
+    "speculative_rejection",
+    "treebon",
+  ):
+    raise ValueError(
+      f"granularity='token': strategy={strategy!r} begins many solutions at "
+      "the root, which the likeliest tokens would make equal; use step or "
+      "segment"
+    )
+  if guidance is not None and guidance.get("log_prob"):
+    for field, value, what in (
+      ("reward", reward, "checker"),
+      ("strategy", strategy, "mctsr"),
+      ("num_rollouts", bool(num_rollouts), True),
+    ):
+      if value == what:
+        raise ValueError(
+          f"guidance.log_prob with {field}={value!r}: a log-prob is below any "
+          "outcome; use guidance.mean_prob, which is in [0, 1]"
+        )
+
+
+def _check_single_expansion(options: Mapping[str, Any]) -> None:
+  """A node of tokens expands once: another time shows the same tokens."""
+  for name in ("max_blocks", "num_root_blocks"):
+    if options.get(name, 1) != 1:
+      raise ValueError(
+        f"granularity='token': {name}={options[name]} would expand a node "
+        "again, to the same likeliest tokens; set it to 1"
+      )
 
 
 def _step_shape(policy: Policy, granularity: str) -> dict[str, Any]:

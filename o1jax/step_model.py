@@ -133,8 +133,10 @@ def make_step_model(
       f"{len(opening)} tokens: raise it"
     )
   guidance = {"value": 1.0} if guidance is None else guidance
-  guide, least_score = guidance_lib.weighted_sum(guidance, guidance_functions)
-  reads_tokens = any(guidance.get(name) for name in guidance_lib.OF_TOKENS)
+  guide, least_score = guidance_lib.weighted_mean(guidance, guidance_functions)
+  reads_tokens = bool(guidance_functions) or any(
+    guidance.get(name) for name in guidance_lib.OF_TOKENS
+  )
   keeps_cache = memory == "tree"
   max_rollout_tokens = max_step_tokens * (max_depth - 1) if num_rollouts else 0
   decode = functools.partial(
@@ -229,7 +231,8 @@ def make_step_model(
         store, request.siblings, split(rows.tokens), is_valid, prior_logits
       )
     new = _new_nodes(store, node, end, depth, rows, keeps_cache)
-    value = split(guide(_signals(network, params, rows, new, store)))
+    signals = _signals(network, params, rows, new, store, len(opening))
+    value = split(guide(signals))
     # A solution that was cut off has no answer, whatever its value says.
     outcome = jnp.where(ended | ~is_terminal, value, least_score)
     generated = split(rows.lengths).sum((1, 2))
@@ -365,14 +368,21 @@ def _new_nodes(store, node, end, depth, rows, keeps_cache):
   return new
 
 
-def _signals(network, params, rows, new, store) -> guidance_lib.Signals:
-  """What guidance may know of the candidates of each node, `[B * W, A]`."""
+def _signals(
+  network, params, rows, new, store, num_given
+) -> guidance_lib.Signals:
+  """What guidance may know of the candidates of each node, `[B * W, A]`.
+
+  Of the tokens those count that the policy wrote, not a revision's first
+  `num_given`.
+  """
   num_leaves = rows.lengths.shape[0] // store.prompt_lengths.shape[0]
   prompt = jnp.repeat(store.prompt_lengths, num_leaves)[:, None]
+  written = new["end_positions"] - prompt - num_given * (new["depth"] - 1)
   return guidance_lib.Signals(
     value=network.value(params, rows.last_hidden),
     log_prob=new["log_prob"],
-    num_tokens=jnp.maximum(new["end_positions"] - prompt, 1),
+    num_tokens=jnp.maximum(written, 1),
     confidence=new.get("confidence"),
     entropy=new.get("entropy"),
     hidden=rows.last_hidden,

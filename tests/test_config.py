@@ -88,6 +88,23 @@ def test_kinds_of_rows_can_be_added(path):
 
 
 @pytest.mark.parametrize(
+  "override, field, value",
+  [
+    ("search.options.width=4", "search.options.width", 4),
+    ("search.options.stop=false", "search.options.stop", False),
+    ("search.options.cost=steps", "search.options.cost", "steps"),
+    ("search.guidance.certainty=1", "search.guidance.certainty", 1.0),
+    ("evaluation.options.mcts.max_blocks=8", None, 8),
+  ],
+)
+def test_options_can_be_added(override, field, value):
+  file = pathlib.Path(o1jax.__file__).parent.parent / "configs/countdown.py"
+  fields = config_lib.flatten(config_lib.load_config(file, [override]))
+  found = fields[field or override.partition("=")[0]]
+  assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
   "override, message",
   [
     (

@@ -417,6 +417,34 @@ def test_a_tree_becomes_plain_values():
     ({"temperature": -1.0}, "temperature=-1.0"),
     ({"top_p": 0.0}, "top_p=0.0"),
     ({"num_workers": -1, "reward": "checker"}, "num_workers=-1"),
+    ({"granularity": "word"}, "granularity='word': choose one of step"),
+    ({"guidance": {"value": 0.0}}, "guidance has no weight above 0"),
+    ({"options": {"max_block": 2}}, "did you mean 'max_blocks'"),
+    ({"options": {"max_blocks": 1.5}}, "'max_blocks' .* is 1.5: it takes int"),
+    ({"options": {"max_tokens": "9"}}, "'max_tokens' .* takes int | None"),
+    ({"options": {"max_tokens": 2}}, "max_tokens=2 does not pay"),
+    (
+      {"granularity": "token", "options": {"max_blocks": 2}},
+      "granularity='token': max_blocks=2",
+    ),
+    (
+      {"granularity": "token", "strategy": "treebon"},
+      "granularity='token': strategy='treebon'",
+    ),
+    (
+      {"strategy": "beam", "num_rollouts": 1, "rollout_weight": 1.0},
+      "strategy='beam' does not read rollouts",
+    ),
+    ({"strategy": "beam"}, "strategy 'beam' needs the option 'width'"),
+    (
+      {"guidance": {"log_prob": 1.0}, "reward": "checker"},
+      "guidance.log_prob with reward='checker'",
+    ),
+    (
+      {"guidance": {"log_prob": 1.0}, "strategy": "mctsr"},
+      "guidance.log_prob with strategy='mctsr'",
+    ),
+    ({"strategy": "revision", "num_revisions": -1}, "num_revisions=-1"),
   ],
 )
 def test_bad_fields_are_refused(options, words):

@@ -646,6 +646,17 @@ def token_tree(num_candidates, guidance=None, depth=3):
   )
 
 
+@pytest.mark.parametrize("name", ["confidence", "certainty"])
+def test_enumerated_tokens_count_for_guidance(name):
+  search = run_on_device(token_tree(2, {name: 1.0}, depth=2))
+  tree = search(params(), jax.random.key(6), PROBLEMS).tree
+  values = np.asarray(tree.value + tree.reward)[:, 1:3]
+  assert np.all((values > 0) & (values < 1))
+  if name == "confidence":
+    # The likelier token first.
+    assert np.all(values[:, 0] > values[:, 1])
+
+
 def test_tokens_are_enumerated_in_order_of_their_probability():
   state = run_on_device(token_tree(3))(params(), jax.random.key(6), PROBLEMS)
   texts = texts_of(state)

@@ -432,7 +432,7 @@ def run_rows(
     if not chosen:
       stops = tuple(stop & ~is_forced for stop in stops)
     if state.confidence is not None:
-      counts = state.is_alive & ~is_forced
+      counts = state.is_alive & (chosen | ~is_forced)
       state = state.replace(
         confidence=state.confidence
         + jnp.where(counts, token_confidence(logits, drawn), 0.0),

@@ -3,7 +3,7 @@
 A guidance is a function from `Signals` to one score a candidate, higher for
 better; a search compares scores and never asks where they come from. Scores
 are in [0, 1] except log_prob, which is bounded by `LEAST`. A config names
-guidances with weights, and their weighted sum guides; a function of one's own
+guidances with weights, and their weighted mean guides; a function of one's own
 (a reward model) joins under a name of its own (Section 5.1 of the paper).
 """
 
@@ -84,14 +84,14 @@ OF_TOKENS = ("confidence", "certainty")
 LEAST = {"log_prob": -100.0}
 
 
-def weighted_sum(
+def weighted_mean(
   weights: Mapping[str, float],
   functions: Mapping[str, Guidance] | None = None,
 ) -> tuple[Guidance, float]:
   """The guidance that a config names, and its lowest score.
 
   Args:
-    weights: by name; 0 leaves a guidance out.
+    weights: by name, relative to each other; 0 leaves a guidance out.
     functions: guidances of one's own by name, with scores in [0, 1].
 
   Raises:
@@ -106,10 +106,13 @@ def weighted_sum(
   if not names:
     raise ValueError("guidance has no weight above 0: set guidance.value=1.0")
 
+  total = sum(weights[name] for name in names)
+  share = {name: weights[name] / total for name in names}
+
   def guide(signals: Signals) -> jax.Array:
     # In the order of the names, so that equal weights give equal bits.
-    parts = [weights[name] * known[name](signals) for name in names]
+    parts = [share[name] * known[name](signals) for name in names]
     return sum(parts[1:], parts[0])
 
-  least = sum(weights[name] * LEAST.get(name, 0.0) for name in names)
+  least = sum(share[name] * LEAST.get(name, 0.0) for name in names)
   return guide, least

@@ -82,8 +82,8 @@ def mcts(
     step_model: the model; see contracts.py.
     num_simulations: simulations per problem.
     capacity: N, nodes per tree; None gives one expansion per simulation, which
-      always suffices with one parallel leaf. A tree that cannot hold the next
-      expansion stops, and its cost shows fewer simulations.
+      suffices with one parallel leaf and one block. A tree that cannot hold the
+      next expansion stops, and its cost shows fewer simulations.
     rule: "puct", "uct" or "gumbel"; see selection.py.
     rule_options: keyword options of the rule.
     num_parallel_leaves: W, expansions per tree and round at most.

@@ -20,6 +20,7 @@ from o1jax.search.mcts import (
   Widening,
   mcts,
   most_visited_child,
+  needs_expansion,
   start_simulation,
 )
 from o1jax.search.selection import SelectionRule, make_rule
@@ -146,16 +147,22 @@ def reroot(
     state = state.replace(root=jnp.where(is_due, child, state.root))
     if selection.draw_noise is not None:
       state = renew_noise(state, is_due, selection)
+    room = expansion_lib.has_room(step_model, state, max_tokens)
     node = start_simulation(
       state.tree,
       state.root_noise,
       state.root,
-      expansion_lib.has_room(step_model, state, max_tokens),
+      room,
       rule=selection,
       widening=widening,
       discount=discount,
     )
-    return state.replace(node=jnp.where(is_due, node, state.node))
+    # What filled up with the last simulation of a root shows only here.
+    waits = needs_expansion(state.tree, node, room, widening)
+    return state.replace(
+      node=jnp.where(is_due, node, state.node),
+      is_full=state.is_full | (is_due & waits & ~room),
+    )
 
   return inner._replace(
     name=f"reroot-{rule}", propose=propose, absorb=absorb, is_done=is_done

@@ -16,6 +16,7 @@ import difflib
 import functools
 import inspect
 import math
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -350,8 +351,24 @@ def named(kind: str, name: str, table: Mapping[str, Any]) -> Any:
 def check_options(
   owner: str, make: Callable[..., Any], options: Mapping[str, Any]
 ) -> None:
-  """Refuses options that are not keyword arguments of `make`."""
+  """Refuses options that are not keyword arguments of `make`, by type too."""
   parameters = inspect.signature(make).parameters.values()
   known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-  for option in options:
-    named(f"option of {owner}", option, known)
+  for option, value in options.items():
+    wanted = named(f"option of {owner}", option, known).annotation
+    if not _is_of(value, wanted):
+      kind = getattr(wanted, "__name__", wanted)
+      raise ValueError(
+        f"option {option!r} of {owner} is {value!r}: it takes {kind}"
+      )
+
+
+def _is_of(value: Any, annotation: Any) -> bool:
+  """Whether a plain value is of the annotated type; True for any other type."""
+  is_union = isinstance(annotation, types.UnionType)
+  kinds = annotation.__args__ if is_union else (annotation,)
+  if not set(kinds) <= {bool, int, float, str, types.NoneType}:
+    return True
+  if float in kinds and type(value) is int:
+    return True
+  return type(value) in kinds

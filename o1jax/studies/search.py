@@ -1,4 +1,4 @@
-"""Every strategy at equal token budgets, with and without the checker.
+"""Strategies at equal token budgets, with and without the checker.
 
 An effort n is the tokens of n whole solutions. Accuracy is that of the
 solution answered with, coverage that of any that was found. Each strategy is
@@ -79,7 +79,7 @@ def _cell(context, reward, effort, name, seed) -> Cell:
     cell["reward"] = reward
   if variant["strategy"] != "greedy":
     cell["temperature"] = common["temperature"]
-  if variant["strategy"] in ("mcts", "reroot"):
+  if name == "mcts":
     cell |= {n: common[n] for n in ("rule", "rule_options") if n in common}
   budget = evaluation.strategy_options(
     variant["strategy"],

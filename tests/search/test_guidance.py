@@ -1,11 +1,11 @@
-"""Guidances against their formulas, and their weighted sum."""
+"""Guidances against their formulas, and their weighted mean."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from o1jax.search import guidance
-from o1jax.search.guidance import Signals, weighted_sum
+from o1jax.search.guidance import Signals, weighted_mean
 
 SIGNALS = Signals(
   value=jnp.array([0.25, 0.5]),
@@ -28,20 +28,20 @@ SIGNALS = Signals(
   ],
 )
 def test_each_guidance_is_its_formula(name, expected):
-  guide, least = weighted_sum({name: 1.0})
+  guide, least = weighted_mean({name: 1.0})
   np.testing.assert_allclose(guide(SIGNALS), expected, rtol=1e-6)
   assert np.all(np.asarray(guide(SIGNALS)) >= least)
 
 
-def test_weights_add_up_and_functions_join():
-  guide, least = weighted_sum(
+def test_weights_are_relative_and_functions_join():
+  guide, least = weighted_mean(
     {"value": 2.0, "own": 0.5, "log_prob": 0.1, "certainty": 0.0},
     {"own": lambda signals: signals.hidden[..., 0]},
   )
   expected = 2 * np.array([0.25, 0.5]) + 0.5 * np.array([1.0, 3.0])
   expected += 0.1 * np.array([-2.0, -100.0])
-  np.testing.assert_allclose(guide(SIGNALS), expected, rtol=1e-6)
-  assert least == pytest.approx(-10.0)
+  np.testing.assert_allclose(guide(SIGNALS), expected / 2.6, rtol=1e-6)
+  assert least == pytest.approx(-10.0 / 2.6)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_weights_add_up_and_functions_join():
 )
 def test_bad_weights_say_what_to_change(weights, message):
   with pytest.raises(ValueError, match=message):
-    weighted_sum(weights)
+    weighted_mean(weights)
 
 
 def test_every_guidance_has_a_name():

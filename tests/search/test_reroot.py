@@ -176,6 +176,21 @@ def test_going_on_is_a_fresh_search_with_the_same_statistics():
     assert visits_by_path(fresh.tree, row) == below
 
 
+def test_a_tree_that_is_full_at_a_commitment_stops():
+  """Two candidates, two simulations a step and room for two expansions."""
+  strategy = make_strategy(
+    "reroot", table_model(2), num_simulations=2, capacity=5
+  )
+  table = random_graph(6, num_candidates=2)
+  state = run_on_device(strategy)(
+    table.params, jax.random.key(0), problems(range(NUM_ROOTS))
+  )
+  assert np.all(state.is_full)
+  np.testing.assert_array_equal(state.tree.next_free, 5)
+  assert np.max(state.tree.first_child) == 3
+  assert np.all(np.asarray(state.cost.generated_tokens) == 4 * 3)
+
+
 @pytest.mark.parametrize("num_simulations", [SIMULATIONS, 1])
 def test_new_roots_get_noise_of_their_own(num_simulations):
   """With a fraction of 1 the prior of a root is its noise.
