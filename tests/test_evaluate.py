@@ -108,15 +108,15 @@ def test_every_cell_is_checked_before_the_first_is_measured(
     trained.config, trained.policy, trained.task, trained.mesh
   )
   monkeypatch.setattr(evaluator, "measure", None)
-  with pytest.raises(config_lib.UserError, match="strategy='beam'"):
-    evaluate.measure(trained, evaluator, ["greedy", "beam"], [4], 4)
+  with pytest.raises(config_lib.UserError, match="strategy='beams'"):
+    evaluate.measure(trained, evaluator, ["greedy", "beams"], [4], 4)
 
 
 @pytest.mark.parametrize(
   "strategy, effort, num_problems, words",
   [
-    ("beam", 4, 4, "strategy='beam': choose one of"),
-    ("mcts", 1, 4, "does not pay for one expansion"),
+    ("beams", 4, 4, "strategy='beams': choose one of"),
+    ("best_first", 1, 4, "does not pay for one expansion"),
     ("greedy", 1, 10**6, "held-out problems, 1000000 were asked for"),
   ],
 )

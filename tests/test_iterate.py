@@ -403,7 +403,7 @@ def test_a_finished_run_makes_up_for_a_missing_report(undisturbed, tmp_path):
     ("tokenizer.vocab_size=100", "vocab_size=100"),
     ("learn.optimizer.name=sgdd", "sgdd"),
     ("evaluation.temperature=-1.0", "temperature=-1.0"),
-    ("evaluation.strategies=beam", "strategy='beam': choose one of mcts"),
+    ("evaluation.strategies=beams", "strategy='beams': choose one of mcts"),
     ("evaluation.efforts=2,0", "an effort must be a whole number above 0"),
     ("evaluation.strategies=mcts evaluation.rule=puctt", "puctt"),
     ("evaluation.reward=oracle", "reward='oracle'"),
