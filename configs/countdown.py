@@ -11,12 +11,12 @@ the same way (hindsight). No solver is asked.
 
 `:no_hindsight` is the run without relabelled play and failures: it learns from
 what its own search finds, of sixteen times as many problems an iteration, with
-Muon. 37 minutes on one core (`--config.mesh.num_cpu_devices=1`), greedy 59%.
+Muon. 37 minutes on one core (`--config.mesh.num_cpu_devices=1`), greedy 58%.
 
-Machine: two cores of a server CPU. Minutes: 12 to 17, set-up and compilation
+Machine: two cores of a server CPU. Minutes: 12 to 18, set-up and compilation
 included. Result (one seed, 512 held-out problems, standard error 2 points):
-greedy 78%, and without the checker at the tokens of 8 solutions: majority vote
-75%, best-of-8 by value 89%, MCTS by value 85% (with 110 of 160 tokens).
+greedy 77%, and without the checker at the tokens of 8 solutions: majority vote
+75%, best-of-8 by value 90%, MCTS by value 89%.
 """
 
 from ml_collections import ConfigDict
