@@ -4,19 +4,19 @@ As countdown.py with one number more: three steps, numbers 1 to 12.
 
   python -m o1jax.main --config=configs/countdown4_small.py --workdir=runs/c4
 
-Machine: two cores of a server CPU, busy with other work at times: 17 minutes; one
-core (`--config.mesh.num_cpu_devices=1`) took 28. Result (one seed, 512 held-out
-problems, standard error 2 points): greedy 31%, and without the checker:
+Machine: two cores of a server CPU, busy with other work at times: 17 minutes;
+one core (`--config.mesh.num_cpu_devices=1`) took 28. Result (one seed, 512
+held-out problems, standard error 2 points): greedy 31%; without the checker:
 
   tokens of     majority vote   best-of-N by value   MCTS by value
   8 solutions   30%             68%                  53% (255 of 264 tokens)
   32 solutions  40%             87%                  79% (1,011 of 1,056 tokens)
 
-So here tree search by value is far above majority vote and not above best-of-N by
-value. It answers with a right solution nearly whenever it has found one, but it
-finds fewer: of 3,888 plays it reads 13 for 32 solutions' tokens, and best-of-N 21
-different ones. Other keys of the same search gave 76% to 86% on 256 problems.
-Without widening (four candidates a node) MCTS was at 40% and 58%.
+So here tree search by value is far above majority vote and not above best-of-N
+by value. It answers with a right solution nearly whenever it has found one, but
+it finds fewer: of 3,888 plays it reads 13 for 32 solutions' tokens, and
+best-of-N 21 different ones. Other keys of the search gave 76% to 86% of 256
+problems. Without widening (four candidates a node) MCTS was at 40% and 58%.
 """
 
 from ml_collections import ConfigDict
