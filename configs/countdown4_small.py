@@ -23,9 +23,9 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg=None):
-  """Returns the config; `arg` is None or "smoke"."""
-  if arg not in (None, "smoke"):
-    raise ValueError(f"unknown argument {arg!r}: the only one is smoke")
+  """Returns the config; `arg` is None, "smoke" or "reflection"."""
+  if arg not in (None, "smoke", "reflection"):
+    raise ValueError(f"unknown argument {arg!r}: smoke or reflection")
   config = ConfigDict()
   config.seed = 0  # everything random derives from it
   config.num_iterations = 28  # of search and learning
@@ -165,6 +165,22 @@ def get_config(arg=None):
   config.checkpoint.interval = 1  # iterations
   config.checkpoint.keep_every = 10  # besides the last and the best
   config.checkpoint.num_samples = 50  # solutions written an iteration
+
+  if arg == "reflection":
+    # Judgements and revisions are three times as long as solutions.
+    config.num_iterations = 16
+    config.lengths.reflection_tokens = 132  # rows of the last three kinds below
+    config.initialize.rows.random_play = 44
+    config.initialize.rows.judging = 8
+    config.initialize.rows.revising = 8
+    config.learn.rows.hindsight_play = 30
+    config.learn.rows.consequences = 4
+    config.learn.rows.judging = 8
+    config.learn.rows.revising = 8
+    config.learn.rows.revised = 6
+    config.evaluation.interval = 0
+    config.evaluation.strategies = ("majority_vote", "best_of_n")
+    config.evaluation.efforts = (8,)
 
   if arg == "smoke":
     config.num_iterations = 3

@@ -293,7 +293,9 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
       ("initialize.rows", config.initialize.rows),
       ("learn.rows", config.learn.rows),
     ):
-      _check_rows(rows.check_mix(mix, task, name), name, config, mesh)
+      rows.check_mix(mix, task, name)
+      for count in rows.group_sizes(mix, policy.lengths).values():
+        _check_rows(count, name, config, mesh)
     for name in ("initialize", "learn"):
       count, calls = config[name].num_updates, config.learn.updates_per_call
       if count % calls:

@@ -2,7 +2,9 @@
 
 A mix names kinds of rows and how many of each stand in a batch. Some are
 written by the task (demonstrations), some are what searches found
-(experience). They differ in their weights only (see `LearnerBatch`):
+(experience). They differ in their weights only (see `LearnerBatch`), and rows
+with judgements or revisions, which are long, may stand in a group of their own
+width, so that the others stay cheap:
 
   random_play     demonstrations: legal play, target independent of the play
   consequences    the same, learned only where a step follows from its choice:
@@ -14,6 +16,8 @@ written by the task (demonstrations), some are what searches found
                   the judgement is learned
   revising        demonstrations: wrong solutions, criticism and a right one;
                   criticism and the right solution are learned
+  revised         demonstrations: the same, the last solution right or wrong: it
+                  is the value's target at the last step, nothing else
   search          D_search: each step weighted by its share of visits, and the
                   outcome as the value's target (AlphaGo Zero)
   expert          D_expert: cloning of correct solutions
@@ -28,7 +32,7 @@ import jax
 import numpy as np
 
 from o1jax.experience import Experience, make_learner_batch
-from o1jax.solver import Policy
+from o1jax.solver import Lengths, Policy
 from o1jax.tasks import reflection
 from o1jax.tasks.task import Task
 from o1jax.types import LearnerBatch, Problem, ScoredSolution
@@ -83,6 +87,23 @@ def check_mix(mix: Mapping[str, int], task: Task, name: str) -> int:
   return total
 
 
+def group_sizes(mix: Mapping[str, int], lengths: Lengths) -> dict[int, int]:
+  """Width of the rows of each group of a batch -> how many rows it has."""
+  sizes: dict[int, int] = {}
+  for kind, count in mix.items():
+    if count:
+      width = _width(kind, lengths)
+      sizes[width] = sizes.get(width, 0) + count
+  return sizes
+
+
+def _width(kind: str, lengths: Lengths) -> int:
+  """Positions of a row of a kind."""
+  if kind in REFLECTIONS:
+    return lengths.reflection_tokens or lengths.row_tokens
+  return lengths.row_tokens
+
+
 def demonstration(
   policy: Policy, problem: Problem, text: str, tokens: Sequence[int]
 ) -> ScoredSolution:
@@ -130,8 +151,8 @@ class RowMaker:
     """Takes a mix that `check_mix` accepts.
 
     Raises:
-      ValueError: rows with judgements or revisions are longer than
-        `row_tokens`.
+      ValueError: rows with judgements or revisions are longer than the
+        config's lengths give them room for.
     """
     self._policy = policy
     self._task = task
@@ -146,13 +167,15 @@ class RowMaker:
     rng: np.random.Generator,
     experience: Experience,
     num_batches: int,
-  ) -> tuple[LearnerBatch, int]:
+  ) -> tuple[LearnerBatch | tuple[LearnerBatch, ...], int]:
     """Batches `[K, B, T]`, and the number of rows dropped as too long.
 
     Kinds come in the order of the mix, so that equal generators give equal
-    batches. Rows of a pool that is still empty are left empty.
+    batches. Rows of a pool that is still empty are left empty. Where groups of
+    rows differ in width there is a tuple of such batches.
     """
-    parts, num_dropped = [], 0
+    parts: dict[int, list[LearnerBatch]] = {}
+    num_dropped = 0
     for kind, count in self._mix.items():
       if kind in DEMONSTRATIONS:
         rows, dropped = self._demonstrations(rng, kind, num_batches * count)
@@ -160,25 +183,35 @@ class RowMaker:
         rows, dropped = self._pool_rows(
           rng, experience, kind, num_batches * count
         )
-      parts.append(
+      parts.setdefault(_width(kind, self._policy.lengths), []).append(
         jax.tree.map(lambda x: x.reshape(num_batches, -1, *x.shape[1:]), rows)
       )
       num_dropped += dropped
-    joined = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
-    return joined, num_dropped
+    groups = tuple(
+      jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *group)
+      for group in parts.values()
+    )
+    return groups if len(groups) > 1 else groups[0], num_dropped
 
   def _demonstrations(self, rng, kind, count):
     pairs = self._task.demonstrations(DEMONSTRATIONS[kind], rng, count)
     # Plays of the same numbers come one after another: spread them out.
     pairs = [pairs[i] for i in rng.permutation(count)]
     prompts, entries = self._encode(pairs)
-    policy_weights = "ones"
-    if kind in REFLECTIONS:
+    policy_weights, value_positions = "ones", "none"
+    if kind == "revised":
+      entries = list(map(self._judged, entries))
+      policy_weights, value_positions = "zeros", "all"
+    elif kind in REFLECTIONS:
       entries = [self._with_parts_learned(entry) for entry in entries]
       policy_weights = "step_weights"
-    batch, dropped = self._lay_out(prompts, entries, policy_weights, "none")
+    batch, dropped = self._lay_out(
+      kind, prompts, entries, policy_weights, value_positions
+    )
     if kind == "consequences":
       batch = self._without_choices(batch)
+    elif kind == "revised":
+      batch = self._at_last_step(batch)
     return batch, dropped
 
   def _encode(self, pairs):
@@ -209,12 +242,36 @@ class RowMaker:
     pairs = self._task.demonstrations(DEMONSTRATIONS[kind], rng, _NUM_TRIED)
     rows = zip(*self._encode(pairs), strict=True)
     longest = max(len(prompt) + len(entry.tokens) for prompt, entry in rows)
-    if longest > self._policy.lengths.row_tokens:
+    lengths = self._policy.lengths
+    name = "reflection_tokens" if lengths.reflection_tokens else "row_tokens"
+    width = _width(kind, lengths)
+    if longest > width:
       raise ValueError(
-        f"lengths.row_tokens={self._policy.lengths.row_tokens} is too short "
-        f"for rows of {kind}, which have up to {longest} tokens: raise it to "
-        f"{longest}, or set rows.{kind} to 0"
+        f"lengths.{name}={width} is too short for rows of {kind}, which have "
+        f"up to {longest} tokens: raise it to {longest}, or set rows.{kind} "
+        "to 0"
       )
+
+  def _judged(self, entry: ScoredSolution) -> ScoredSolution:
+    """With the checker's verdict on the last solution."""
+    solution = self._task.final_solution(entry.text)
+    verdict = self._task.check(entry.problem, solution)
+    return dataclasses.replace(
+      entry,
+      outcome_reward=float(verdict.is_correct),
+      verdict=verdict.reason,
+    )
+
+  def _at_last_step(self, batch: LearnerBatch) -> LearnerBatch:
+    """No value before the last step: of earlier solutions it is not."""
+    index = np.arange(batch.tokens.shape[1])
+    is_end = batch.tokens == self._policy.tokenizer.newline_id
+    last_end = np.where(is_end, index, -1).max(1, keepdims=True)
+    is_last = (index > last_end).astype(np.float32)
+    return batch.replace(
+      value_targets=batch.value_targets * is_last,
+      value_weights=batch.value_weights * is_last,
+    )
 
   def _without_choices(self, batch: LearnerBatch) -> LearnerBatch:
     """Weight 0 on every token of a step up to the mark of its consequences.
@@ -238,10 +295,12 @@ class RowMaker:
   def _pool_rows(self, rng, experience, kind, count):
     pool, policy_weights, value_positions = POOLS[kind]
     if not experience.pool(pool):
-      return self._empty(count), 0
+      return self._empty(kind, count), 0
     entries = experience.sample(rng, count, pool)
     prompts = [self._prompt(entry.problem) for entry in entries]
-    return self._lay_out(prompts, entries, policy_weights, value_positions)
+    return self._lay_out(
+      kind, prompts, entries, policy_weights, value_positions
+    )
 
   def _prompt(self, problem: Problem) -> np.ndarray:
     if len(self._prompts) > 100_000:
@@ -251,20 +310,20 @@ class RowMaker:
       self._prompts[problem.prompt] = np.array(ids)
     return self._prompts[problem.prompt]
 
-  def _lay_out(self, prompts, entries, policy_weights, value_positions):
+  def _lay_out(self, kind, prompts, entries, policy_weights, value_positions):
     tokenizer = self._policy.tokenizer
     return make_learner_batch(
       prompts,
       entries,
-      length=self._policy.lengths.row_tokens,
+      length=_width(kind, self._policy.lengths),
       policy_weights=policy_weights,
       value_positions=value_positions,
       step_end_ids=(tokenizer.newline_id, tokenizer.eos_id),
       pad_id=tokenizer.pad_id,
     )
 
-  def _empty(self, count: int) -> LearnerBatch:
-    shape = (count, self._policy.lengths.row_tokens)
+  def _empty(self, kind: str, count: int) -> LearnerBatch:
+    shape = (count, _width(kind, self._policy.lengths))
     zeros = np.zeros(shape, np.float32)
     return LearnerBatch(
       tokens=np.full(shape, self._policy.tokenizer.pad_id, np.int32),

@@ -55,12 +55,15 @@ class Lengths(NamedTuple):
     step_tokens: S, tokens of one step, its end included.
     num_steps: steps of a solution.
     row_tokens: T, positions of a row that is learned from: prompt and solution.
+    reflection_tokens: the same of rows with judgements or revisions, which are
+      longer; 0 for `row_tokens`.
   """
 
   prompt_tokens: int
   step_tokens: int
   num_steps: int
   row_tokens: int
+  reflection_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from o1jax.rows import (
   REFLECTIONS,
   RowMaker,
   check_mix,
+  group_sizes,
 )
 from o1jax.solver import Lengths, Policy
 from o1jax.tasks import make_task
@@ -223,7 +224,7 @@ def learned_letters(solution):
 @pytest.mark.parametrize(
   "task", [TASK, ARITHMETIC], ids=["countdown", "arithmetic"]
 )
-@pytest.mark.parametrize("kind", REFLECTIONS)
+@pytest.mark.parametrize("kind", ["judging", "revising"])
 def test_no_solution_is_learned_that_may_be_wrong(task, kind):
   tokenizer = tiny_policy().tokenizer
   policy = dataclasses.replace(
@@ -250,6 +251,70 @@ def test_no_solution_is_learned_that_may_be_wrong(task, kind):
     np.testing.assert_array_equal(letters, np.float32(expected))
     assert weights[length - 2] == 1 and not weights[length - 1 :].any()
   assert num_rounds == ({0} if kind == "judging" else {1, 2})
+
+
+@pytest.mark.parametrize(
+  "task", [TASK, ARITHMETIC], ids=["countdown", "arithmetic"]
+)
+def test_of_revised_answers_the_value_is_learned_alone(task):
+  policy = dataclasses.replace(
+    tiny_policy(), lengths=Lengths(14, 5, 2, row_tokens=400)
+  )
+  maker = RowMaker(policy, task, {"revised": 20})
+  rng = np.random.default_rng(0)
+  batches, dropped = maker.batches(rng, make_experience(), 1)
+  assert dropped == 0 and not batches.policy_weights.any()
+  outcomes = []
+  for tokens, length, weights, targets in zip(
+    batches.tokens[0].tolist(),
+    batches.lengths[0],
+    batches.value_weights[0],
+    batches.value_targets[0],
+    strict=True,
+  ):
+    assert tokens[length - 1] == policy.tokenizer.eos_id
+    text = policy.tokenizer.decode(tokens[: length - 1])
+    prompt, _, text = text.partition("\n")
+    problem = next(
+      problem
+      for problem, other in task.demonstrations(
+        "revised", np.random.default_rng(0), 20
+      )
+      if other == text and problem.prompt == prompt + "\n"
+    )
+    answer = text.rpartition("again:\n")[2].partition("\n")[2]
+    outcomes.append(task.check(problem, answer).is_correct)
+    # Each token of the last line, and the end mark.
+    last_line = answer.rpartition("\n")[2]
+    num_tokens = len(policy.tokenizer.encode(last_line)) + 1
+    expected = np.zeros(len(tokens), np.float32)
+    expected[length - num_tokens : length] = 1
+    np.testing.assert_array_equal(weights, expected)
+    np.testing.assert_array_equal(targets, expected * outcomes[-1])
+  assert len(set(outcomes)) == 2
+
+
+def test_rows_with_marks_may_have_a_width_of_their_own():
+  mix = {"random_play": 4, "judging": 3, "value": 2, "revising": 1}
+  alike = Lengths(14, 5, 2, row_tokens=400)
+  apart = alike._replace(row_tokens=64, reflection_tokens=400)
+  policy = dataclasses.replace(tiny_policy(), lengths=alike)
+  plain, _ = make_batches(mix, policy=policy)
+  policy = dataclasses.replace(policy, lengths=apart)
+  (short, long), dropped = make_batches(mix, policy=policy)
+  assert dropped == 0 and group_sizes(mix, apart) == {64: 6, 400: 4}
+  assert group_sizes(mix, alike) == {400: 10}
+  is_long = np.isin(np.arange(10), [4, 5, 6, 9])
+  for name in ("tokens", "lengths", "policy_weights", "value_weights"):
+    rows = getattr(plain, name)
+    np.testing.assert_array_equal(getattr(long, name), rows[:, is_long])
+    width = (64,)[: rows.ndim - 2]
+    expected = rows[:, ~is_long][(..., *map(slice, width))]
+    np.testing.assert_array_equal(getattr(short, name), expected)
+  short_for_marks = alike._replace(reflection_tokens=64)
+  policy = dataclasses.replace(policy, lengths=short_for_marks)
+  with pytest.raises(ValueError, match="lengths.reflection_tokens=64 is too"):
+    RowMaker(policy, TASK, mix)
 
 
 @pytest.mark.parametrize("kind", REFLECTIONS)

@@ -5,10 +5,13 @@ they are taken from the whole batch first. Each microbatch then adds its share
 of the numerators already divided, so that the gradients of the microbatches
 add up to the gradient of the batch exactly, however uneven the rows are.
 Under a mesh the rows are shared out over devices and the same sums run across
-them. The state is donated: the arrays passed in are gone afterwards.
+them. A batch may have groups of rows of another width: then it is a tuple, and
+the sums run over its groups too. The state is donated: the arrays passed in are
+gone afterwards.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -24,6 +27,7 @@ from o1jax.types import LearnerBatch
 
 DATA = "data"
 
+Batch = LearnerBatch | tuple[LearnerBatch, ...]
 LogProbsFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
@@ -72,7 +76,7 @@ def make_update(
   value_coefficient: float = 1.0,
   average_decay: float = 0.0,
   mesh: Mesh | None = None,
-) -> Callable[[TrainState, LearnerBatch], tuple[TrainState, dict]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
   """Builds the jitted `update(state, batch) -> (state, metrics)`.
 
   A gradient that is not finite leaves the whole state as it was, `num_updates`
@@ -115,7 +119,7 @@ def make_updates(
   value_coefficient: float = 1.0,
   average_decay: float = 0.0,
   mesh: Mesh | None = None,
-) -> Callable[[TrainState, LearnerBatch], tuple[TrainState, dict]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
   """As `make_update`, for K updates in one call.
 
   Batch and metrics carry a leading axis K; the state is that after the last.
@@ -166,17 +170,20 @@ def _make_step(
     sharding = NamedSharding(mesh, partition_spec((None, "batch")))
     return jax.lax.with_sharding_constraint(rows, sharding)
 
-  def scaled_loss(params, rows, policy_scale, value_scale):
+  def loss_sums(params, rows):
     log_probs, value_logits = log_probs_fn(params, rows.tokens, rows.lengths)
-    sums = alphazero.alphazero_loss(
+    return alphazero.alphazero_loss(
       log_probs,
       rows.policy_weights,
       value_logits,
       rows.value_targets,
       rows.value_weights,
     )
-    policy_loss = policy_scale * sums.policy_sum
-    value_loss = value_scale * sums.value_sum
+
+  def scaled_loss(params, rows, policy_scale, value_scale):
+    sums = [loss_sums(params, group) for group in _groups(rows)]
+    policy_loss = policy_scale * _summed(s.policy_sum for s in sums)
+    value_loss = value_scale * _summed(s.value_sum for s in sums)
     loss = policy_loss + value_coefficient * value_loss
     return loss, (policy_loss, value_loss)
 
@@ -197,7 +204,10 @@ def _make_step(
     return jax.lax.scan(add_microbatch, nothing, microbatches)[0]
 
   def whole_gradient(params, batch):
-    scales = (_inverse(batch.policy_weights), _inverse(batch.value_weights))
+    scales = [
+      _inverse(_summed(getattr(group, name).sum() for group in _groups(batch)))
+      for name in ("policy_weights", "value_weights")
+    ]
     if not is_whole:
       return gradient(params, batch, *scales)
 
@@ -214,12 +224,13 @@ def _make_step(
     )(params, batch, *scales)
 
   def step(state, batch):
-    num_rows = batch.tokens.shape[0]
-    if num_rows % (num_microbatches * num_ways):
-      raise ValueError(
-        f"a batch of {num_rows} rows does not divide over "
-        f"num_microbatches={num_microbatches} x {num_ways} devices"
-      )
+    for group in _groups(batch):
+      num_rows = group.tokens.shape[0]
+      if num_rows % (num_microbatches * num_ways):
+        raise ValueError(
+          f"a batch of {num_rows} rows does not divide over "
+          f"num_microbatches={num_microbatches} x {num_ways} devices"
+        )
     grads, (policy_loss, value_loss) = whole_gradient(state.params, batch)
     loss = policy_loss + value_coefficient * value_loss
     grad_norm = optax.tree.norm(grads)
@@ -259,7 +270,16 @@ def _make_step(
   return step
 
 
-def _inverse(weights):
-  """1 / sum(weights), or 0 where nothing has weight: the loss is then 0."""
-  total = jnp.sum(weights)
+def _groups(batch: Batch) -> tuple[LearnerBatch, ...]:
+  """The groups of a batch, which may be one."""
+  return batch if isinstance(batch, tuple) else (batch,)
+
+
+def _summed(numbers: Iterable[jax.Array]) -> jax.Array:
+  """Their sum; that of one number is that number itself."""
+  return functools.reduce(jnp.add, numbers)
+
+
+def _inverse(total):
+  """1 / total weight, or 0 where nothing has weight: the loss is then 0."""
   return jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))

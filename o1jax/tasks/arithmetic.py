@@ -237,14 +237,15 @@ class Arithmetic(reflection.Reflection):
   ) -> list[tuple[Problem, str]]:
     """Writes n demonstrations on training problems.
 
-    Kinds: `optimal` is the true chain; `judging` and `revising` are in
-    `reflection`.
+    Kinds: `optimal` is the true chain; `judging`, `revising` and `revised` are
+    in `reflection`.
     """
     task.require_known("kind of demonstration", kind, self.demonstration_kinds)
     makers = {
       "optimal": self.right_solutions,
       "judging": self.judging,
       "revising": self.revising,
+      "revised": self.revised,
     }
     return makers[kind](rng, n)
 

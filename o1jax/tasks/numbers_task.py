@@ -248,7 +248,7 @@ class NumbersTask(reflection.Reflection):
     sampled problem; `hindsight` is random play whose target is the number it
     reached, kept where that is a training target; `search_trace` is a solution
     with dead ends of random play before it and a `back` line after each;
-    `judging` and `revising` are in `reflection`.
+    `judging`, `revising` and `revised` are in `reflection`.
     """
     task.require_known("kind of demonstration", kind, self.demonstration_kinds)
     makers = {
@@ -258,6 +258,7 @@ class NumbersTask(reflection.Reflection):
       "search_trace": self._search_trace,
       "judging": self.judging,
       "revising": self.revising,
+      "revised": self.revised,
     }
     return makers[kind](rng, n)
 

@@ -36,7 +36,7 @@ import numpy as np
 
 from o1jax.types import Problem, Verdict
 
-KINDS = ("judging", "revising")
+KINDS = ("judging", "revising", "revised")
 # Share of judged solutions that are right; of revising texts with two
 # revisions; of those whose last revision finds a right solution and keeps it,
 # so that the mark alone does not say that something is wrong.
@@ -139,6 +139,22 @@ class Reflection:
         for attempt in attempts
       ]
       pairs.append((problem, "".join(rounds) + solution))
+    return pairs
+
+  def revised(
+    self, rng: np.random.Generator, n: int
+  ) -> list[tuple[Problem, str]]:
+    """Texts of `revising`, but half of their last solutions are wrong.
+
+    They teach to tell what a revised answer is worth, and are not for cloning.
+    """
+    pairs = []
+    for problem, text in self.revising(rng, n):
+      if rng.random() >= _RIGHT:
+        solution = self.final_solution(text)
+        wrong = self.wrong_solution(rng, problem, solution)
+        text = text.removesuffix(solution) + wrong
+      pairs.append((problem, text))
     return pairs
 
   def _judgement(self, problem: Problem, solution: str) -> str:

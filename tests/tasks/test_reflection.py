@@ -117,13 +117,29 @@ def test_revisions_end_right_and_say_what_was_wrong(task):
 
 
 @each_task
+def test_revised_answers_are_right_or_wrong(task):
+  revising = task.demonstrations("revising", rng(), 150)
+  num_right, num_equal = 0, 0
+  for problem, text in task.demonstrations("revised", rng(), 150):
+    *_, last = text.split("again:\n")
+    criticism, _, answer = last.partition("\n")
+    num_right += task.check(problem, answer).is_correct
+    num_equal += (problem, text) in revising
+    attempt = task.final_solution(text.removesuffix(f"\nagain:\n{last}"))
+    assert f"{criticism}\n" == task.feedback(problem, attempt)
+  assert 0.35 < num_right / 150 < 0.65
+  assert num_equal == num_right  # else nothing but the last answer changes
+
+
+@each_task
 def test_marks_stand_in_no_other_text(task):
   for kind in set(task.demonstration_kinds) - set(KINDS):
     for problem, text in task.demonstrations(kind, rng(), 50):
       assert task.judge_mark not in f"{problem.prompt}{text}\n"
       assert task.revision_mark not in f"{problem.prompt}{text}\n"
       assert task.final_solution(text) == text
-  for kind, own in zip(KINDS, ("check:\n", "again:\n"), strict=True):
+  for kind in KINDS:
+    own = "check:\n" if kind == "judging" else "again:\n"
     for _, text in task.demonstrations(kind, rng(), 50):
       (other,) = {"check:\n", "again:\n"} - {own}
       assert own in text and other not in text
