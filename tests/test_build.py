@@ -18,7 +18,10 @@ from policies import tiny_config, tiny_policy
 CONFIGS = sorted(
   (pathlib.Path(__file__).resolve().parent.parent / "configs").glob("*.py")
 )
-ARGUMENTS = {"countdown": (None, "smoke", "no_hindsight")}
+ARGUMENTS = {
+  "countdown": (None, "smoke", "no_hindsight"),
+  "countdown4_small": (None, "smoke", "reflection"),
+}
 
 
 @pytest.mark.parametrize(
