@@ -18,20 +18,16 @@ from jax.sharding import Mesh
 from o1jax import config as config_lib
 from o1jax import jsonl, rows
 from o1jax import mesh as mesh_lib
+from o1jax.combinations import REVISIONS
 from o1jax.config import user_input
+from o1jax.encoding import Lengths, Policy, encode_problems
 from o1jax.evaluation import Evaluator
 from o1jax.experience import Experience
 from o1jax.learning.optimizer import Optimizer, make_optimizer
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import make_network
 from o1jax.policy.tokenizer import Tokenizer, train_tokenizer
-from o1jax.solver import (
-  REVISIONS,
-  Lengths,
-  Policy,
-  Solver,
-  encode_problems,
-)
+from o1jax.solver import Solver
 from o1jax.tasks import make_task
 from o1jax.tasks.task import Task
 from o1jax.types import Problem, ScoredSolution

@@ -15,18 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from o1jax.combinations import REVISIONS, STRATEGIES, WHOLE
+from o1jax.encoding import Policy, encode_problems
 from o1jax.policy.sample import make_controls
 from o1jax.reward.outcome import Verifier
 from o1jax.search.selection import named
-from o1jax.solver import (
-  REVISIONS,
-  STRATEGIES,
-  WHOLE,
-  Policy,
-  Searched,
-  Solver,
-  encode_problems,
-)
+from o1jax.searched import Searched
+from o1jax.solver import Solver
 from o1jax.tasks.task import Task
 from o1jax.types import Problem, Verdict
 

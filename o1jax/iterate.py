@@ -35,7 +35,12 @@ from o1jax.policy.network import next_token_log_probs
 from o1jax.rows import DEMONSTRATIONS as DEMONSTRATION_KINDS
 from o1jax.rows import RowMaker
 from o1jax.search.tree import ROOT
-from o1jax.solver import FoundSolution, Searched, step_weights, tree_record
+from o1jax.searched import (
+  FoundSolution,
+  Searched,
+  step_weights,
+  tree_record,
+)
 from o1jax.tasks.task import Task
 from o1jax.types import Problem, ScoredSolution, Verdict
 

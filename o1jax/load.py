@@ -15,11 +15,11 @@ from o1jax import build
 from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 from o1jax.checkpoint import Checkpoints
+from o1jax.encoding import Policy
 from o1jax.learning import update
 from o1jax.learning.optimizer import make_optimizer
 from o1jax.policy import pretrained
 from o1jax.policy.tokenizer import Tokenizer
-from o1jax.solver import Policy
 from o1jax.tasks.task import Task
 
 DEFAULT = pathlib.Path(o1jax.__file__).parent / "assets" / "countdown"

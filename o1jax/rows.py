@@ -31,8 +31,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
+from o1jax.encoding import Lengths, Policy
 from o1jax.experience import Experience, make_learner_batch
-from o1jax.solver import Lengths, Policy
 from o1jax.tasks import reflection
 from o1jax.tasks.task import Task
 from o1jax.types import LearnerBatch, Problem, ScoredSolution

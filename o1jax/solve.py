@@ -19,7 +19,8 @@ from absl import flags
 from o1jax import config as config_lib
 from o1jax import drawing, evaluation, load
 from o1jax import mesh as mesh_lib
-from o1jax.solver import Solver, tree_record
+from o1jax.searched import tree_record
+from o1jax.solver import Solver
 from o1jax.tree_drawing import render_tree_text
 from o1jax.types import Problem, Verdict
 

@@ -14,11 +14,11 @@ from o1jax import build
 from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 from o1jax.checkpoint import Checkpoints
+from o1jax.encoding import Lengths, Policy
 from o1jax.learning import update
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import make_network
 from o1jax.policy.tokenizer import train_tokenizer
-from o1jax.solver import Lengths, Policy
 from o1jax.tasks import make_task
 from o1jax.tasks.countdown import Countdown
 from o1jax.types import Problem, Verdict

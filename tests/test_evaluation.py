@@ -9,7 +9,7 @@ import pytest
 from o1jax import evaluation
 from o1jax import mesh as mesh_lib
 from o1jax.evaluation import Evaluator, bootstrap_interval, strategy_options
-from o1jax.solver import FoundSolution, Searched
+from o1jax.searched import FoundSolution, Searched
 from policies import ToyTask, tiny_policy
 
 TASK = ToyTask(num_numbers=3, min_number=1, max_number=9)

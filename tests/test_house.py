@@ -21,8 +21,9 @@ PACKAGE = ROOT / "o1jax"
 FLOORS = (
   "types mesh metrics checkpoint config jsonl records drawing calibration",
   "tasks policy reward search learning experience",
-  "node_store step_model",
-  "solver evaluation report tree_drawing rows build load studies",
+  "encoding node_store step_model",
+  "combinations searched judging solver evaluation report tree_drawing rows "
+  "build load studies",
   "iterate",
   "main evaluate solve export study",
 )

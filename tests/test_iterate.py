@@ -19,7 +19,7 @@ from o1jax import build, iterate, jsonl, metrics, tree_drawing
 from o1jax import config as config_lib
 from o1jax.checkpoint import Checkpoints
 from o1jax.experience import Experience
-from o1jax.solver import Searched
+from o1jax.searched import Searched
 from policies import (
   TINY_CONFIG,
   TINY_OVERRIDES,

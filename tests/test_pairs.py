@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from o1jax import mesh as mesh_lib
-from o1jax.evaluation import strategy_options
-from o1jax.search.guidance import GUIDANCES
-from o1jax.solver import (
+from o1jax.combinations import (
   GRANULARITIES,
   REVISIONS,
   STRATEGIES,
   WHOLE,
-  Solver,
 )
+from o1jax.evaluation import strategy_options
+from o1jax.search.guidance import GUIDANCES
+from o1jax.solver import Solver
 from policies import ToyTask, tiny_params, tiny_policy
 
 EFFORT, BATCH = 4, 4

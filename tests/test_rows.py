@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from o1jax.encoding import Lengths, Policy
 from o1jax.experience import Experience
 from o1jax.policy.tokenizer import train_tokenizer
 from o1jax.rows import (
@@ -16,7 +17,6 @@ from o1jax.rows import (
   check_mix,
   group_sizes,
 )
-from o1jax.solver import Lengths, Policy
 from o1jax.tasks import make_task
 from o1jax.types import ScoredSolution
 from policies import tiny_policy

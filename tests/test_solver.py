@@ -11,17 +11,11 @@ import pytest
 
 from o1jax import jsonl
 from o1jax import mesh as mesh_lib
-from o1jax import solver as solver_lib
+from o1jax import searched as searched_lib
 from o1jax.search import ROOT
-from o1jax.solver import (
-  FoundSolution,
-  Searched,
-  Solver,
-  step_weights,
-  tree_record,
-)
-from o1jax.types import Problem
-from policies import LENGTHS, ToyTask, tiny_params, tiny_policy
+from o1jax.searched import step_weights, tree_record
+from o1jax.solver import Solver
+from policies import ToyTask, tiny_params, tiny_policy
 
 N, A, EXPANSIONS, ROLLOUTS, BATCH = 6, 3, 6, 2, 8
 TASK = ToyTask(num_numbers=3, min_number=1, max_number=9)
@@ -198,8 +192,8 @@ def asked_of(texts):
 
 
 def test_rollouts_that_end_are_asked_for(monkeypatch):
-  fields = (*solver_lib._STORE_FIELDS, "rollout_tokens")
-  monkeypatch.setattr(solver_lib, "_STORE_FIELDS", fields)
+  fields = (*searched_lib.STORE_FIELDS, "rollout_tokens")
+  monkeypatch.setattr(searched_lib, "STORE_FIELDS", fields)
   tokenizer, num_cut = tiny_policy().tokenizer, 0
   found = solver("mcts-checker")(tiny_params(), jax.random.key(3), PROBLEMS)
   for one in found:
@@ -288,30 +282,6 @@ def test_steps_weigh_their_share_of_visits_once(case):
       ]
       assert sum(of_siblings) <= 1 + 1e-6
   assert shared or "mcts" not in case
-
-
-def test_a_step_shared_with_a_cut_off_solution_keeps_its_weight():
-  # The root has 1 and 2, node 1 has 3 (cut off), 4 and 5.
-  nodes = {
-    "parent": np.array([-1, 0, 0, 1, 1, 1]),
-    "depth": np.array([0, 1, 1, 2, 2, 2]),
-    "num_visits": np.array([9, 6, 2, 2, 3, 0]),
-    "lengths": np.array([0, 2, 1, 1, 1, 1]),
-    "is_valid": np.ones(6, bool),
-  }
-
-  def solution(node, is_finished):
-    nothing = np.zeros(3, np.float32)
-    return FoundSolution(
-      node, "", (1, node), nothing, nothing, nothing, is_finished, 0.0, 0
-    )
-
-  solutions = [solution(3, False), solution(4, True), solution(5, True)]
-  one = Searched(PROBLEMS[0], solutions, None, nodes, {})
-  weights = step_weights(one)
-  assert list(weights) == [4, 5]
-  np.testing.assert_allclose(weights[4], [6 / 8, 6 / 8, 3 / 5], rtol=1e-6)
-  np.testing.assert_array_equal(weights[5], 0)
 
 
 @jax.jit
@@ -463,24 +433,3 @@ def test_options_of_the_search_reach_it():
     visits = [one.nodes["num_visits"].tolist() for one in found]
     plain = [one.nodes["num_visits"].tolist() for one in searched("mcts-value")]
     assert visits != plain[:BATCH]
-
-
-def test_a_prompt_that_does_not_fit_is_refused():
-  long = Problem("toy/long", "toy", "1 " * LENGTHS.prompt_tokens + "\n", {})
-  with pytest.raises(ValueError, match="prompt_tokens"):
-    solver_lib.encode_problems(tiny_policy(), [PROBLEMS[0], long])
-
-
-def test_problems_become_arrays():
-  batch = solver_lib.encode_problems(tiny_policy(), PROBLEMS[:3])
-  tokenizer = tiny_policy().tokenizer
-  for i, problem in enumerate(PROBLEMS[:3]):
-    ids = tokenizer.encode(problem.prompt)
-    assert batch.tokens[i].tolist() == ids + [tokenizer.pad_id] * (
-      LENGTHS.prompt_tokens - len(ids)
-    )
-    assert batch.lengths[i] == len(ids)
-  # Reference values of FNV-1a, 32 bits.
-  for text, expected in (("", 0x811C9DC5), ("a", 0xE40C292C)):
-    problem = Problem(text, "toy", "", {})
-    assert solver_lib.problem_seed(problem) == expected

@@ -18,7 +18,8 @@ from o1jax import config as config_lib
 from o1jax import load, studies, study
 from o1jax import mesh as mesh_lib
 from o1jax.evaluation import bootstrap_interval
-from o1jax.solver import FoundSolution, Searched, Solver
+from o1jax.searched import FoundSolution, Searched
+from o1jax.solver import Solver
 from o1jax.studies import context as context_lib
 from o1jax.studies import guidance, runner, search
 from o1jax.studies.context import Context

@@ -11,7 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
+from o1jax import mesh as mesh_lib
 from o1jax.search.contracts import SearchState, Strategy
 from o1jax.types import ProblemBatch
 
@@ -83,3 +85,32 @@ def run_with_host(
     return states
 
   return search
+
+
+def over_mesh(strategy: Strategy, mesh: Mesh) -> Strategy:
+  """The strategy with problems shared out over the mesh.
+
+  Every device searches its own problems in loops of its own: nothing is
+  exchanged within a round, and rounds go on until all devices are done.
+  Parameters are whole on each of them.
+  """
+  batch = PartitionSpec(mesh_lib.TABLE["batch"])
+  whole = PartitionSpec()
+
+  def spread(fn, *in_specs):
+    return jax.shard_map(
+      fn, mesh=mesh, in_specs=in_specs, out_specs=batch, check_vma=False
+    )
+
+  def absorb(state, outcome=None):
+    if outcome is None:
+      return spread(strategy.absorb, batch)(state)
+    return spread(strategy.absorb, batch, batch)(state, outcome)
+
+  return strategy._replace(
+    init=spread(strategy.init, whole, whole, batch),
+    propose=spread(strategy.propose, whole, batch),
+    absorb=absorb,
+    is_done=spread(strategy.is_done, batch),
+    select=spread(strategy.select, batch),
+  )

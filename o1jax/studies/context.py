@@ -12,7 +12,9 @@ import numpy as np
 
 from o1jax import build, config, jsonl, load
 from o1jax import mesh as mesh_lib
-from o1jax.solver import Searched, Solver, encode_problems
+from o1jax.encoding import encode_problems
+from o1jax.searched import Searched
+from o1jax.solver import Solver
 from o1jax.types import Problem
 
 # Groups of the config that say what a policy computes and who checks it.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from o1jax import calibration, drawing
-from o1jax.solver import Searched
+from o1jax.searched import Searched
 from o1jax.studies.context import Context
 from o1jax.studies.study import (
   Cell,

@@ -1,0 +1,89 @@
+"""What searches there are, and which of their fields go together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from o1jax.search import strategies
+
+REWARDS = ("checker", "value")
+# Strategies whose candidates are whole solutions, the last by temperature 0.
+WHOLE = ("best_of_n", "majority_vote", "greedy")
+# Those whose candidates are revisions of whole solutions.
+REVISIONS = ("revision", "mctsr")
+# Those that sample candidates side by side, so that equal ones stay apart.
+SIDE_BY_SIDE = ("speculative_rejection", "revision")
+STRATEGIES = (*strategies.STRATEGIES, "majority_vote")
+# What a step of the other strategies is, see `Solver`.
+GRANULARITIES = ("step", "segment", "token")
+
+
+def search_name(strategy: str) -> str:
+  """The name of its search in search/strategies.py."""
+  return "best_of_n" if strategy == "majority_vote" else strategy
+
+
+def check_combination(
+  strategy: str,
+  granularity: str,
+  reward: str,
+  guidance: Mapping[str, float] | None,
+  num_rollouts: int,
+  rollout_weight: float,
+) -> None:
+  """Refuses what is unknown or does not go together, with the reason.
+
+  Raises:
+    ValueError: a field that must change, or two of which one must.
+  """
+  for field, value, known in (
+    ("strategy", strategy, STRATEGIES),
+    ("granularity", granularity, GRANULARITIES),
+    ("reward", reward, REWARDS),
+  ):
+    if value not in known:
+      raise ValueError(f"{field}={value!r}: choose one of {', '.join(known)}")
+  if bool(rollout_weight) != bool(num_rollouts):
+    raise ValueError(
+      f"num_rollouts={num_rollouts} and rollout_weight={rollout_weight}: set "
+      "both above 0, or both to 0"
+    )
+  taken = strategies.option_names(search_name(strategy))
+  if num_rollouts and "rollout_weight" not in taken:
+    raise ValueError(
+      f"num_rollouts={num_rollouts}: strategy={strategy!r} does not read "
+      "rollouts; set num_rollouts and rollout_weight to 0"
+    )
+  if granularity == "token" and strategy in (
+    "speculative_rejection",
+    "treebon",
+  ):
+    raise ValueError(
+      f"granularity='token': strategy={strategy!r} begins many solutions at "
+      "the root, which the likeliest tokens would make equal; use step or "
+      "segment"
+    )
+  if guidance is not None and guidance.get("log_prob"):
+    for field, value, what in (
+      ("reward", reward, "checker"),
+      ("strategy", strategy, "mctsr"),
+      ("num_rollouts", bool(num_rollouts), True),
+    ):
+      if value == what:
+        raise ValueError(
+          f"guidance.log_prob with {field}={value!r}: a log-prob is below any "
+          "outcome; use guidance.mean_prob, which is in [0, 1]"
+        )
+
+
+def check_single_expansion(options: Mapping[str, Any]) -> None:
+  """A node of tokens expands once: another time shows the same tokens.
+
+  Raises:
+    ValueError: an option that would expand it again.
+  """
+  for name in ("max_blocks", "num_root_blocks"):
+    if options.get(name, 1) != 1:
+      raise ValueError(
+        f"granularity='token': {name}={options[name]} would expand a node "
+        "again, to the same likeliest tokens; set it to 1"
+      )
