@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from o1jax.policy import Network, make_controls
 from o1jax.search.contracts import StepModel
 from o1jax.step_model import make_step_model
+from o1jax.step_shape import StepShape
 
 
 def fixed_step_model(
@@ -22,10 +23,8 @@ def fixed_step_model(
   """`make_step_model` with `memory`, and with steps of `step_tokens`."""
   model = make_step_model(
     network,
+    StepShape(max_step_tokens=step_tokens, max_depth=max_depth),
     num_candidates=num_candidates,
-    max_step_tokens=step_tokens,
-    max_depth=max_depth,
-    stop_ids=(),
     eos_id=-1,  # no token: every row runs to its full length
     pad_id=0,
     controls=make_controls(),

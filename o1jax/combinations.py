@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from o1jax.search import strategies
+from o1jax.step_shape import GRANULARITIES
 
 REWARDS = ("checker", "value")
 # Strategies whose candidates are whole solutions, the last by temperature 0.
@@ -13,8 +14,6 @@ REVISIONS = ("revision", "mctsr")
 # Those that sample candidates side by side, so that equal ones stay apart.
 SIDE_BY_SIDE = ("speculative_rejection", "revision")
 STRATEGIES = (*strategies.STRATEGIES, "majority_vote")
-# What a step of the other strategies is, see `Solver`.
-GRANULARITIES = ("step", "segment", "token")
 
 
 def search_name(strategy: str) -> str:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from o1jax import combinations
+from o1jax import combinations, step_shape
 from o1jax import mesh as mesh_lib
 from o1jax import searched as searched_lib
 from o1jax import step_model as step_model_lib
@@ -133,9 +133,16 @@ class Solver:
     self._revises = strategy in combinations.REVISIONS
     is_tree = strategy not in combinations.WHOLE
     if self._revises:
-      shape = _revision_shape(policy, task, num_revisions)
+      mark = policy.tokenizer.encode(f"\n{task.revision_mark}")
+      shape = step_shape.revisions(
+        policy.lengths, tuple(mark), num_revisions=num_revisions
+      )
+    elif is_tree:
+      shape = step_shape.parts_of_solutions(
+        policy.lengths, granularity, delimiter_id=policy.tokenizer.newline_id
+      )
     else:
-      shape = _step_shape(policy, granularity if is_tree else "solution")
+      shape = step_shape.whole_solutions(policy.lengths)
     controls = sample.make_controls(
       temperature=temperature if strategy != "greedy" else 0.0,
       top_k=top_k,
@@ -144,6 +151,7 @@ class Solver:
     )
     model = step_model_lib.make_step_model(
       policy.network,
+      shape,
       num_candidates=num_candidates if strategy != "greedy" else 1,
       eos_id=policy.tokenizer.eos_id,
       pad_id=policy.tokenizer.pad_id,
@@ -153,14 +161,13 @@ class Solver:
       num_rollouts=num_rollouts if is_tree else 0,
       guidance=guidance,
       guidance_functions=guidance_functions,
-      **shape,
     )
     shared = dict(
       num_simulations=num_simulations,
       num_expansions=num_expansions,
       num_revisions=num_revisions,
       capacity=1 + num_candidates * num_expansions,
-      max_depth=shape["max_depth"],
+      max_depth=shape.max_depth,
       rule=rule,
       rule_options=rule_options,
       num_parallel_leaves=num_parallel_leaves,
@@ -185,7 +192,7 @@ class Solver:
     self._judge = Judge(
       lambda tokens: self._answer(policy.tokenizer.decode(tokens.tolist())),
       eos_id=policy.tokenizer.eos_id,
-      max_depth=shape["max_depth"],
+      max_depth=shape.max_depth,
       verifier=self._verifier,
     )
     if self._verifier is not None or steps_from_host:
@@ -290,45 +297,3 @@ def _requests(asked: Sequence[str]) -> dict[str, int]:
     "verifier_requests": len(asked),
     "verifier_distinct": len(set(asked)),
   }
-
-
-def _step_shape(policy: Policy, granularity: str) -> dict[str, Any]:
-  """Arguments of `make_step_model` that make a step what it is."""
-  lengths, newline = policy.lengths, policy.tokenizer.newline_id
-  num_tokens = lengths.step_tokens * lengths.num_steps
-  if granularity == "solution":
-    return dict(max_step_tokens=num_tokens, max_depth=1, stop_ids=())
-  if granularity == "token":
-    return dict(
-      max_step_tokens=1,
-      max_depth=num_tokens,
-      stop_ids=(),
-      goes_on_where_cut=True,
-      enumerates=True,
-    )
-  return dict(
-    max_step_tokens=lengths.step_tokens,
-    max_depth=lengths.num_steps,
-    stop_ids=(newline,) if granularity == "step" else (),
-    goes_on_where_cut=granularity == "segment",
-  )
-
-
-def _revision_shape(
-  policy: Policy, task: Task, num_revisions: int
-) -> dict[str, Any]:
-  """Arguments of `make_step_model` for answers and their revisions.
-
-  A step holds the mark, a line of criticism and a solution.
-  """
-  if num_revisions < 0:
-    raise ValueError(f"num_revisions={num_revisions} must be 0 or more")
-  opening = tuple(policy.tokenizer.encode(f"\n{task.revision_mark}"))
-  lengths = policy.lengths
-  num_lines = lengths.num_steps + 1
-  return dict(
-    max_step_tokens=len(opening) + lengths.step_tokens * num_lines,
-    max_depth=1 + num_revisions,
-    stop_ids=(),
-    opening=opening,
-  )

@@ -1,9 +1,9 @@
 """Where policy meets search: candidate steps sampled from the policy.
 
-A node of the tree is one step of the solution, a span of at most S tokens that
-ends with the delimiter or with the end mark. Expanding a node samples A
-candidates for the next step and reads the value of each from its last token in
-the same pass. What the search hands back as `node_state` is a `NodeStore`.
+A node of the tree is one step of the solution, a span of at most S tokens (see
+`StepShape`). Expanding a node samples A candidates for the next step and reads
+the value of each from its last token in the same pass. What the search hands
+back as `node_state` is a `NodeStore`.
 
 Two memories stand behind one seam (Section 5 of the paper; design of Hydragen,
 arXiv 2402.05099, and of DeFT, arXiv 2404.00242):
@@ -12,17 +12,12 @@ arXiv 2402.05099, and of DeFT, arXiv 2404.00242):
             candidates attend to them;
   "tokens"  a node keeps its tokens only; every expansion reads prompt and path
             again. Slow and obvious: the reference for the tree memory.
-
-Granularity is the choice of delimiters, length and depth: steps (delimiter and
-eos), whole solutions (eos alone, depth 1), segments or tokens (a fixed length
-after which the next step goes on). With an opening, steps are whole solutions
-that follow each other: a node is an answer and its children are revisions of
-it, written behind all answers on the path without their end marks.
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +40,7 @@ from o1jax.policy.network import Network
 from o1jax.search import contracts
 from o1jax.search import guidance as guidance_lib
 from o1jax.search.tree import NO_NODE, ROOT
+from o1jax.step_shape import StepShape
 from o1jax.types import ProblemBatch
 
 MEMORIES = ("tree", "tokens")
@@ -56,18 +52,13 @@ _PRIOR_STEPS = 2**17
 
 def make_step_model(
   network: Network,
+  shape: StepShape,
   *,
   num_candidates: int,
-  max_step_tokens: int,
-  max_depth: int,
-  stop_ids: tuple[int, ...],
   eos_id: int,
   pad_id: int,
   controls: sample.SamplingControls,
   memory: str = "tree",
-  goes_on_where_cut: bool = False,
-  enumerates: bool = False,
-  opening: tuple[int, ...] = (),
   merge_duplicates: bool = True,
   num_rollouts: int = 0,
   guidance: Mapping[str, float] | None = None,
@@ -77,22 +68,12 @@ def make_step_model(
 
   Args:
     network: the policy with its value head.
+    shape: what a step is.
     num_candidates: A, candidates sampled at an expansion.
-    max_step_tokens: S, tokens of a step at most.
-    max_depth: steps after which a solution is cut off.
-    stop_ids: tokens that end a step (none for whole solutions).
     eos_id: token that ends a solution.
     pad_id: fills a step after its end.
     controls: how candidates and rollouts are sampled.
     memory: "tree" or "tokens".
-    goes_on_where_cut: True lets the next step go on where one runs out of room
-      without a delimiter: segments of S tokens, single tokens where S is 1.
-      False cuts the solution off there.
-    enumerates: the candidates begin with the A likeliest tokens, one each, in
-      place of sampled ones; each node then expands once.
-    opening: tokens that begin each revision, behind the answer that it revises;
-      () where an answer is final. A step is a whole solution then (no
-      stop_ids), and `max_depth` is the first answer and its revisions.
     merge_duplicates: True keeps equal candidates once and corrects their prior
       for having been sampled; False keeps each (for votes).
     num_rollouts: M continuations sampled from every candidate to the end of
@@ -106,168 +87,302 @@ def make_step_model(
     A `StepModel` whose `node_state` is a `NodeStore`.
 
   Raises:
-    ValueError: an unknown memory, or a size below 1.
+    ValueError: an unknown memory, a size below 1, or what does not fit the
+      shape.
   """
   if memory not in MEMORIES:
     raise ValueError(f"memory={memory!r}: choose one of {MEMORIES}")
-  if min(max_depth, max_step_tokens, num_candidates) < 1:
-    raise ValueError(
-      f"max_depth={max_depth}, max_step_tokens={max_step_tokens} and "
-      f"num_candidates={num_candidates} must each be at least 1"
-    )
-  if num_rollouts and max_depth == 1:
-    raise ValueError("num_rollouts needs max_depth of 2 or more: set it to 0")
-  if enumerates and num_candidates > network.config.vocab_size:
-    raise ValueError(
-      f"num_candidates={num_candidates} is more than the "
-      f"{network.config.vocab_size} tokens to enumerate: lower it"
-    )
-  if opening and (stop_ids or goes_on_where_cut or enumerates or num_rollouts):
-    raise ValueError(
-      "an opening is for whole solutions: leave stop_ids, goes_on_where_cut, "
-      "enumerates and num_rollouts out"
-    )
-  if len(opening) >= max_step_tokens:
-    raise ValueError(
-      f"max_step_tokens={max_step_tokens} leaves no room behind the opening of "
-      f"{len(opening)} tokens: raise it"
-    )
+  _check_counts(network, shape, num_candidates, num_rollouts)
   guidance = {"value": 1.0} if guidance is None else guidance
   guide, least_score = guidance_lib.weighted_mean(guidance, guidance_functions)
   reads_tokens = bool(guidance_functions) or any(
     guidance.get(name) for name in guidance_lib.OF_TOKENS
   )
-  keeps_cache = memory == "tree"
-  max_rollout_tokens = max_step_tokens * (max_depth - 1) if num_rollouts else 0
-  decode = functools.partial(
-    sample.decode_rows,
-    network,
+  model = _PolicySteps(
+    network=network,
+    shape=shape,
+    num_candidates=num_candidates,
     eos_id=eos_id,
     pad_id=pad_id,
     controls=controls,
+    keeps_cache=memory == "tree",
+    merges_duplicates=merge_duplicates,
+    num_rollouts=num_rollouts,
+    guide=guide,
+    least_score=least_score,
+    sums_certainty=reads_tokens,
   )
+  most = shape.max_step_tokens + num_rollouts * shape.max_tokens_behind
+  return contracts.StepModel(num_candidates, model.root, model.step, most)
 
-  def root_fn(params: Any, problems: ProblemBatch, capacity: int):
+
+def _check_counts(network, shape, num_candidates, num_rollouts):
+  if num_candidates < 1:
+    raise ValueError(f"num_candidates={num_candidates} must be at least 1")
+  if num_rollouts and shape.max_depth == 1:
+    raise ValueError("num_rollouts needs max_depth of 2 or more: set it to 0")
+  if num_rollouts and shape.revises:
+    raise ValueError(
+      f"num_rollouts={num_rollouts} with an opening: nothing goes on behind a "
+      "whole answer; set it to 0"
+    )
+  if shape.enumerates and num_candidates > network.config.vocab_size:
+    raise ValueError(
+      f"num_candidates={num_candidates} is more than the "
+      f"{network.config.vocab_size} tokens to enumerate: lower it"
+    )
+
+
+class _Context(NamedTuple):
+  """What the candidates of each node are written behind; B * W rows.
+
+  Attributes:
+    prefix: `Prefix` of the prompt and the path.
+    last_hidden: `[B * W, D]` at its last token.
+    end: `[B * W]` position of the token that follows.
+    read_tokens: `[B, W]` tokens that were read again for it, or 0.
+  """
+
+  prefix: cache_lib.Prefix
+  last_hidden: jax.Array
+  end: jax.Array
+  read_tokens: jax.Array | int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _PolicySteps:
+  """The functions of a `StepModel`, and the choices of `make_step_model`.
+
+  A call of `step` goes: context of each node, candidates behind it, what the
+  store keeps of them, which are valid and final, scores, rollouts.
+  """
+
+  network: Network
+  shape: StepShape
+  num_candidates: int
+  eos_id: int
+  pad_id: int
+  controls: sample.SamplingControls
+  keeps_cache: bool
+  merges_duplicates: bool
+  num_rollouts: int
+  guide: Callable[[guidance_lib.Signals], jax.Array]
+  least_score: float
+  sums_certainty: bool
+
+  def root(
+    self, params: Any, problems: ProblemBatch, capacity: int
+  ) -> tuple[jax.Array, jax.Array, NodeStore]:
     """Reads the prompts; see `contracts.StepModel`."""
     prompt, last_hidden = cache_lib.prefix_from_prompt(
-      network, params, problems.tokens, problems.lengths
+      self.network, params, problems.tokens, problems.lengths
     )
+    rollout_tokens = self.shape.max_tokens_behind if self.num_rollouts else 0
     store = empty_store(
       problems,
-      capacity + num_candidates,
-      max_step_tokens,
-      (num_rollouts, max_rollout_tokens),
-      pad_id,
+      capacity + self.num_candidates,
+      self.shape.max_step_tokens,
+      (self.num_rollouts, rollout_tokens),
+      self.pad_id,
     )
-    if reads_tokens:
+    if self.sums_certainty:
       store = store.replace(confidence=store.log_prob, entropy=store.log_prob)
-    if keeps_cache:
+    if self.keeps_cache:
       store = with_memory(store, prompt, last_hidden)
-    return network.value(params, last_hidden), problems.lengths, store
+    return self.network.value(params, last_hidden), problems.lengths, store
 
-  def read_context(params, node, store):
-    """Prefix and last hidden state of each node, and the tokens it cost."""
-    path = path_to(store, node, max_depth - 1)
-    steps, is_step = path_tokens(store, path, with_ends=not opening)
-    if keeps_cache:
-      return *gathered_context(store, node, path, is_step), 0
-    return recomputed_context(network, params, store, steps, is_step)
-
-  def first_tokens(params, last_hidden, is_root):
-    """Tokens that candidates are made to begin with; arguments of `decode`."""
-    shape = (is_root.shape[0], num_candidates)
-    if enumerates:
-      logits = network.policy_logits(params, last_hidden)
-      likeliest = jax.lax.top_k(logits, num_candidates)[1]
-      return dict(
-        forced_tokens=likeliest[..., None],
-        forced_lengths=jnp.ones(shape, jnp.int32),
-        chosen=True,
-      )
-    if opening:
-      given = jnp.array(opening, jnp.int32)[None, None]
-      count = jnp.where(is_root, 0, len(opening))[:, None]
-      return dict(
-        forced_tokens=jnp.broadcast_to(given, (*shape, len(opening))),
-        forced_lengths=jnp.broadcast_to(count, shape),
-      )
-    return {}
-
-  def step_fn(params, keys, request, store):
+  def step(
+    self,
+    params: Any,
+    keys: jax.Array,
+    request: contracts.Request,
+    store: NodeStore,
+  ) -> tuple[contracts.Expansion, NodeStore]:
     """Samples candidates; see `contracts.StepModel`."""
-    node = request.node
-    num_trees, num_leaves = node.shape
-    row = jnp.arange(num_trees)[:, None]
-    split = functools.partial(split_rows, shape=(num_trees, num_leaves))
-    prefix, last_hidden, read_tokens = read_context(params, node, store)
-    step_keys, rollout_keys = _named_keys(merge_rows(keys), num_candidates)
-    end = store.end_positions[row, node]
-    if opening:
-      end = end - store.is_finished[row, node]
-    index = jnp.arange(num_candidates)[None, None]
-    rows = decode(
-      params,
-      step_keys,
-      last_hidden,
-      merge_rows(end),
-      prefix,
-      num_rows=num_candidates,
-      max_new_tokens=max_step_tokens,
-      stop_ids=stop_ids,
-      is_active=merge_rows(index < request.num_rows[..., None]),
-      with_certainty=reads_tokens,
-      **first_tokens(params, last_hidden, merge_rows(node == ROOT)),
+    split = functools.partial(split_rows, shape=request.node.shape)
+    step_keys, rollout_keys = _named_keys(merge_rows(keys), self.num_candidates)
+    context = self._read_context(params, request.node, store)
+    rows = self._draw(params, step_keys, context, request)
+    new = _new_nodes(store, request.node, context.end, rows, self.keeps_cache)
+    is_terminal = self._is_terminal(split(rows.ended), split(rows.stopped))
+    is_terminal |= split(new["depth"]) >= self.shape.max_depth
+    is_valid, prior_logits, sibling_logits = self._priors(
+      store, request.siblings, rows, split
     )
-    depth = store.depth[row, node] + 1
-    ended = split(rows.ended)
-    is_cut = split(~(rows.ended | rows.stopped)) & (not goes_on_where_cut)
-    is_terminal = is_cut | (depth >= max_depth)[..., None]
-    if not opening:
-      is_terminal = is_terminal | ended
-    is_valid, prior_logits = map(split, sampled_priors(rows, merge_duplicates))
-    sibling_logits = None
-    if merge_duplicates and request.siblings.shape[-1]:
-      is_valid, sibling_logits = merge_into_siblings(
-        store, request.siblings, split(rows.tokens), is_valid, prior_logits
-      )
-    new = _new_nodes(store, node, end, depth, rows, keeps_cache)
-    signals = _signals(network, params, rows, new, store, len(opening))
-    value = split(guide(signals))
-    # A solution that was cut off has no answer, whatever its value says.
-    outcome = jnp.where(ended | ~is_terminal, value, least_score)
+    value, outcome = self._scores(params, rows, new, store, is_terminal)
     generated = split(rows.lengths).sum((1, 2))
-    if num_rollouts:
-      tokens, mean_value, rolled = _roll_out(
-        functools.partial(decode, max_new_tokens=max_rollout_tokens),
-        network,
-        params,
-        rollout_keys,
-        prefix,
-        rows,
-        merge_rows(end),
-        merge_rows(is_valid & ~is_terminal),
-        num_rollouts,
+    if self.num_rollouts:
+      is_open = merge_rows(is_valid & ~is_terminal)
+      new["rollout_tokens"], mean_value, rolled = self._roll_out(
+        params, rollout_keys, context, rows, is_open
       )
-      new["rollout_tokens"] = tokens
       outcome = jnp.where(is_terminal, outcome, split(mean_value))
       generated = generated + split(rolled).sum((1, 2))
     is_active = request.num_rows > 0
+    read = jnp.where(is_active, context.read_tokens, 0).sum(1)
     expansion = contracts.Expansion(
       prior_logits=prior_logits,
       is_valid=is_valid,
       is_terminal=is_terminal,
-      is_solution=ended,
+      is_solution=split(rows.ended),
       value=value,
       outcome=outcome,
       generated_tokens=generated,
-      forward_tokens=generated + jnp.where(is_active, read_tokens, 0).sum(1),
+      forward_tokens=generated + read,
       sibling_logits=sibling_logits,
     )
     new = jax.tree.map(split, new)
     return expansion, write_nodes(store, request.first_child, new)
 
-  most = max_step_tokens + num_rollouts * max_rollout_tokens
-  return contracts.StepModel(num_candidates, root_fn, step_fn, most)
+  def _read_context(self, params, node, store) -> _Context:
+    """Gathers, or reads again, what stands before each node's candidates."""
+    tree = jnp.arange(node.shape[0])[:, None]
+    end = store.end_positions[tree, node]
+    if self.shape.revises:
+      end = end - store.is_finished[tree, node]
+    path = path_to(store, node, self.shape.max_depth - 1)
+    steps, is_step = path_tokens(store, path, with_ends=not self.shape.revises)
+    if self.keeps_cache:
+      prefix, last_hidden = gathered_context(store, node, path, is_step)
+      return _Context(prefix, last_hidden, merge_rows(end), 0)
+    prefix, last_hidden, read_tokens = recomputed_context(
+      self.network, params, store, steps, is_step
+    )
+    return _Context(prefix, last_hidden, merge_rows(end), read_tokens)
+
+  def _decode(self, params, keys, context, **options):
+    """`sample.decode_rows` behind a context, drawn as the controls say."""
+    return sample.decode_rows(
+      self.network,
+      params,
+      keys,
+      context.last_hidden,
+      context.end,
+      context.prefix,
+      eos_id=self.eos_id,
+      pad_id=self.pad_id,
+      controls=self.controls,
+      **options,
+    )
+
+  def _draw(self, params, keys, context, request):
+    """The A candidates of each node, as `DecodedRows`."""
+    index = jnp.arange(self.num_candidates)[None, None]
+    return self._decode(
+      params,
+      keys,
+      context,
+      num_rows=self.num_candidates,
+      max_new_tokens=self.shape.max_step_tokens,
+      stop_ids=self.shape.stop_ids,
+      is_active=merge_rows(index < request.num_rows[..., None]),
+      with_certainty=self.sums_certainty,
+      **self._first_tokens(params, context, request.node),
+    )
+
+  def _first_tokens(self, params, context, node):
+    """Tokens that candidates are made to begin with; options of `_decode`."""
+    if self.shape.enumerates:
+      return self._likeliest(params, context.last_hidden)
+    if self.shape.revises:
+      tokens, lengths = self._revision_start(node)
+      rows = (tokens.shape[0], self.num_candidates)
+      return dict(
+        forced_tokens=jnp.broadcast_to(
+          tokens[:, None], (*rows, tokens.shape[1])
+        ),
+        forced_lengths=jnp.broadcast_to(lengths[:, None], rows),
+      )
+    return {}
+
+  def _likeliest(self, params, last_hidden):
+    """One of the A likeliest tokens each, as the policy's own choice."""
+    logits = self.network.policy_logits(params, last_hidden)
+    likeliest = jax.lax.top_k(logits, self.num_candidates)[1]
+    return dict(
+      forced_tokens=likeliest[..., None],
+      forced_lengths=jnp.ones(likeliest.shape, jnp.int32),
+      chosen=True,
+    )
+
+  def _revision_start(self, node):
+    """Given text that begins the revisions of each node `[B, W]`.
+
+    Returns:
+      tokens `[B * W, F]`, and how many of them count `[B * W]`: none behind the
+      prompt, where the first answer is written.
+    """
+    opening = jnp.array(self.shape.opening, jnp.int32)
+    is_root = merge_rows(node == ROOT)
+    tokens = jnp.broadcast_to(opening[None], (is_root.size, opening.size))
+    return tokens, jnp.where(is_root, 0, opening.size)
+
+  def _is_terminal(self, ended, stopped):
+    """Where nothing follows a candidate, but for its depth."""
+    is_cut = ~(ended | stopped) & (not self.shape.goes_on_where_cut)
+    return is_cut if self.shape.revises else is_cut | ended
+
+  def _priors(self, store, siblings, rows, split):
+    """Which candidates are valid, their priors, and what siblings gain."""
+    is_valid, prior_logits = map(
+      split, sampled_priors(rows, self.merges_duplicates)
+    )
+    if not (self.merges_duplicates and siblings.shape[-1]):
+      return is_valid, prior_logits, None
+    is_valid, sibling_logits = merge_into_siblings(
+      store, siblings, split(rows.tokens), is_valid, prior_logits
+    )
+    return is_valid, prior_logits, sibling_logits
+
+  def _scores(self, params, rows, new, store, is_terminal):
+    """Value and outcome of every candidate, `[B, W, A]`."""
+    signals = self._signals(params, rows, new, store)
+    value = self.guide(signals).reshape(is_terminal.shape)
+    # A solution that was cut off has no answer, whatever its value says.
+    has_answer = rows.ended.reshape(is_terminal.shape) | ~is_terminal
+    return value, jnp.where(has_answer, value, self.least_score)
+
+  def _signals(self, params, rows, new, store) -> guidance_lib.Signals:
+    """What guidance may know of the candidates of each node, `[B * W, A]`.
+
+    Of the tokens those count that the policy wrote, not a revision's opening.
+    """
+    num_leaves = rows.lengths.shape[0] // store.prompt_lengths.shape[0]
+    prompt = jnp.repeat(store.prompt_lengths, num_leaves)[:, None]
+    given = len(self.shape.opening) * (new["depth"] - 1)
+    written = new["end_positions"] - prompt - given
+    return guidance_lib.Signals(
+      value=self.network.value(params, rows.last_hidden),
+      log_prob=new["log_prob"],
+      num_tokens=jnp.maximum(written, 1),
+      confidence=new.get("confidence"),
+      entropy=new.get("entropy"),
+      hidden=rows.last_hidden,
+    )
+
+  def _roll_out(self, params, keys, context, rows, is_open):
+    """Samples M continuations of every open candidate to the end of the text.
+
+    Returns:
+      tokens `[B * W, A, M, T]`, mean value at the end `[B * W, A]` (0 for one
+      that did not end) and tokens spent `[B * W, A]`.
+    """
+    split_keys = jax.vmap(lambda k: jax.random.split(k, self.num_rollouts))
+    rolled = self._decode(
+      params,
+      split_keys(merge_rows(keys)),
+      _behind_candidates(context, rows),
+      num_rows=self.num_rollouts,
+      max_new_tokens=self.shape.max_tokens_behind,
+      stop_ids=(),
+      is_active=jnp.repeat(
+        merge_rows(is_open)[:, None], self.num_rollouts, axis=1
+      ),
+    )
+    value = self.network.value(params, rolled.last_hidden)
+    value = jnp.where(rolled.ended, value, 0.0).mean(1)
+    back = functools.partial(split_rows, shape=(-1, self.num_candidates))
+    return back(rolled.tokens), back(value), back(rolled.lengths.sum(1))
 
 
 def sampled_priors(
@@ -337,7 +452,7 @@ def _named_keys(keys: jax.Array, num_candidates: int):
   return jax.vmap(one)(keys)
 
 
-def _new_nodes(store, node, end, depth, rows, keeps_cache):
+def _new_nodes(store, node, end, rows, keeps_cache):
   """Fields of the store for the candidates of each node, `[B * W, A, ...]`."""
   tree = jnp.arange(node.shape[0])[:, None]
 
@@ -351,7 +466,7 @@ def _new_nodes(store, node, end, depth, rows, keeps_cache):
     tokens=rows.tokens,
     lengths=rows.lengths,
     parent=per_row(node),
-    depth=per_row(depth),
+    depth=so_far("depth") + 1,
     end_positions=per_row(end) + rows.lengths,
     is_finished=rows.ended,
     behavior_log_probs=rows.behavior_log_probs,
@@ -368,56 +483,20 @@ def _new_nodes(store, node, end, depth, rows, keeps_cache):
   return new
 
 
-def _signals(
-  network, params, rows, new, store, num_given
-) -> guidance_lib.Signals:
-  """What guidance may know of the candidates of each node, `[B * W, A]`.
-
-  Of the tokens those count that the policy wrote, not a revision's first
-  `num_given`.
-  """
-  num_leaves = rows.lengths.shape[0] // store.prompt_lengths.shape[0]
-  prompt = jnp.repeat(store.prompt_lengths, num_leaves)[:, None]
-  written = new["end_positions"] - prompt - num_given * (new["depth"] - 1)
-  return guidance_lib.Signals(
-    value=network.value(params, rows.last_hidden),
-    log_prob=new["log_prob"],
-    num_tokens=jnp.maximum(written, 1),
-    confidence=new.get("confidence"),
-    entropy=new.get("entropy"),
-    hidden=rows.last_hidden,
-  )
-
-
-def _roll_out(
-  decode, network, params, keys, prefix, rows, end, is_open, num_rollouts
-):
-  """Samples M continuations of every open candidate to the end of the text.
-
-  Returns:
-    tokens `[rows, A, M, T]`, mean value at the end `[rows, A]` (0 for one that
-    did not end) and tokens spent `[rows, A]`.
-  """
-  num_candidates = rows.tokens.shape[1]
+def _behind_candidates(context: _Context, rows) -> _Context:
+  """The context of what follows each candidate, `B * W * A` rows."""
+  num_candidates, slots = rows.tokens.shape[1:]
   repeat = functools.partial(jnp.repeat, repeats=num_candidates, axis=0)
-  slots = jnp.arange(rows.tokens.shape[-1])
+  index = jnp.arange(slots)[None]
   own = cache_lib.Prefix(
     keys=tuple(map(merge_rows, rows.keys)),
     values=tuple(map(merge_rows, rows.values)),
-    positions=repeat(end)[:, None] + slots[None],
-    mask=slots[None] < merge_rows(rows.lengths)[:, None],
+    positions=repeat(context.end)[:, None] + index,
+    mask=index < merge_rows(rows.lengths)[:, None],
   )
-  rolled = decode(
-    params,
-    jax.vmap(lambda k: jax.random.split(k, num_rollouts))(merge_rows(keys)),
-    merge_rows(rows.last_hidden),
-    merge_rows(end[:, None] + rows.lengths),
-    cache_lib.join([jax.tree.map(repeat, prefix), own]),
-    num_rows=num_rollouts,
-    stop_ids=(),
-    is_active=jnp.repeat(merge_rows(is_open)[:, None], num_rollouts, axis=1),
+  return _Context(
+    prefix=cache_lib.join([jax.tree.map(repeat, context.prefix), own]),
+    last_hidden=merge_rows(rows.last_hidden),
+    end=merge_rows(context.end[:, None] + rows.lengths),
+    read_tokens=0,
   )
-  value = network.value(params, rolled.last_hidden)
-  value = jnp.where(rolled.ended, value, 0.0).mean(1)
-  back = functools.partial(split_rows, shape=(-1, num_candidates))
-  return back(rolled.tokens), back(value), back(rolled.lengths.sum(1))

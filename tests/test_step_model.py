@@ -18,6 +18,7 @@ from o1jax.policy.sample import DecodedRows, make_controls
 from o1jax.search import NO_PARENT, ROOT, make_strategy, run_on_device
 from o1jax.search.contracts import Request
 from o1jax.step_model import make_step_model, sampled_priors
+from o1jax.step_shape import StepShape
 from o1jax.types import ProblemBatch
 from policies import drawn_anew
 
@@ -56,17 +57,17 @@ def params():
 
 
 def step_model(**changed):
+  """Fields of the shape and options of the model alike may be changed."""
+  shape = dict(max_step_tokens=S, max_depth=DEPTH, stop_ids=STOPS)
+  shape = {n: changed.pop(n, value) for n, value in shape.items()}
   options = dict(
     num_candidates=A,
-    max_step_tokens=S,
-    max_depth=DEPTH,
-    stop_ids=STOPS,
     eos_id=EOS,
     pad_id=PAD,
     controls=make_controls(temperature=TEMPERATURE, top_p=TOP_P),
     num_rollouts=M,
   )
-  return make_step_model(NETWORK, **options | changed)
+  return make_step_model(NETWORK, StepShape(**shape), **options | changed)
 
 
 @functools.cache
@@ -610,7 +611,7 @@ def test_last_bits_do_not_break_ties_of_priors():
   "changed, words",
   [
     ({"memory": "trie"}, "memory='trie': choose one of"),
-    ({"num_candidates": 0}, "num_candidates=0 must each be at least 1"),
+    ({"num_candidates": 0}, "num_candidates=0 must be at least 1"),
     ({"max_depth": 0}, "max_depth=0"),
     ({"max_step_tokens": 0}, "max_step_tokens=0"),
     ({"max_depth": 1}, "num_rollouts needs max_depth of 2 or more"),
@@ -625,15 +626,16 @@ def token_tree(num_candidates, guidance=None, depth=3):
   """Every path of that many tokens, the A likeliest at each place."""
   model = make_step_model(
     NETWORK,
+    StepShape(
+      max_step_tokens=1,
+      max_depth=depth,
+      goes_on_where_cut=True,
+      enumerates=True,
+    ),
     num_candidates=num_candidates,
-    max_step_tokens=1,
-    max_depth=depth,
-    stop_ids=(),
     eos_id=EOS,
     pad_id=PAD,
     controls=make_controls(),
-    goes_on_where_cut=True,
-    enumerates=True,
     guidance=guidance,
   )
   nodes = sum(num_candidates**level for level in range(depth))
@@ -694,16 +696,13 @@ def revised(memory):
   """Two revisions behind each first answer, in two chains of one problem."""
   model = make_step_model(
     NETWORK,
+    StepShape(max_step_tokens=ANSWER_TOKENS, max_depth=3, opening=OPENING),
     num_candidates=1,
-    max_step_tokens=ANSWER_TOKENS,
-    max_depth=3,
-    stop_ids=(),
     eos_id=EOS,
     pad_id=PAD,
     controls=make_controls(temperature=TEMPERATURE),
     memory=memory,
     merge_duplicates=False,
-    opening=OPENING,
   )
   strategy = make_strategy("revision", model, num_revisions=2, num_chains=4)
   return run_on_device(strategy)(params(), jax.random.key(8), PROBLEMS)
