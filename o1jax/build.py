@@ -55,6 +55,7 @@ OPEN_GROUPS = (
   "initialize.rows.",
   "search.rule_options.",
   "search.options.",
+  "search.cache.",
   "search.guidance.",
   "learn.rows.",
   "evaluation.rule_options.",

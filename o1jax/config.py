@@ -37,6 +37,7 @@ MANIFEST = "manifest.json"
 OPEN_GROUPS = {
   "initialize.rows": 0,
   "learn.rows": 0,
+  "search.cache": None,
   "search.guidance": 0.0,
   "search.options": None,
   "search.rule_options": None,

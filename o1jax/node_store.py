@@ -3,8 +3,12 @@
 A node keeps its own step: tokens, log-probs, and in the tree memory keys and
 values. The context of a node is the prompt and the steps of its ancestors,
 gathered from their blocks, or read anew from their tokens.
+
+The blocks and the prompt may be kept in int8, and a window with attention sinks
+bounds what of a context is read at all; see `CacheOptions`.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,7 +17,67 @@ import jax.numpy as jnp
 from flax import struct
 
 from o1jax.policy import cache as cache_lib
+from o1jax.policy.network import Network, make_network
+from o1jax.policy.quantize import Quantized, quantize
 from o1jax.search.tree import ROOT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+  """How much of a tree's keys and values is kept and read.
+
+  Attributes:
+    dtype: "network" keeps keys and values as they were computed; "int8" rounds
+      them, with one scale for a node's step (and for 16 positions of the
+      prompt) of each key/value head. None is then off by more than half a
+      scale; log-probs of the random policy of the tests move by less than 0.02
+      nats.
+    window: positions that a token reads back, itself included, whatever the
+      policy was trained with; None for all. Where it holds a node's whole text
+      nothing changes.
+    num_sinks: first positions that are read from beyond the window as well.
+
+  Raises:
+    ValueError: an unknown dtype, a window below 1, or sinks without a window.
+  """
+
+  dtype: str = "network"
+  window: int | None = None
+  num_sinks: int = 0
+
+  def __post_init__(self):
+    cache_lib.check_cache_dtype(self.dtype)
+    if self.window is not None and self.window < 1:
+      raise ValueError(f"window={self.window} must be 1 or more, or None")
+    if self.num_sinks < 0:
+      raise ValueError(f"num_sinks={self.num_sinks} must be 0 or more")
+    if self.num_sinks and self.window is None:
+      raise ValueError(
+        f"num_sinks={self.num_sinks} without a window: set window, or "
+        "num_sinks to 0"
+      )
+
+
+def windowed(network: Network, options: CacheOptions) -> Network:
+  """The same network where every layer reads through the window.
+
+  Raises:
+    ValueError: the network has windows of its own.
+  """
+  if options.window is None:
+    return network
+  if network.config.sliding_window is not None:
+    raise ValueError(
+      f"window={options.window}: the policy has windows of its own "
+      f"(sliding_window={network.config.sliding_window}); set window to None"
+    )
+  config = dataclasses.replace(
+    network.config,
+    sliding_window=options.window,
+    num_sinks=options.num_sinks,
+    number_features=False,  # only read where parameters are drawn
+  )
+  return network._replace(config=config, apply=make_network(config).apply)
 
 
 @struct.dataclass
@@ -39,7 +103,8 @@ class NodeStore:
     confidence, entropy: `[B, N + A]` sums over its tokens, see
       policy/sample.py; None where no guidance reads them.
     last_hidden: `[B, N + A, D]` hidden state at the last token (tree memory).
-    keys, values: per layer `[B, N + A, J, S, E]` (tree memory), else ().
+    keys, values: per layer `[B, N + A, J, S, E]`, plain or `Quantized` with
+      one scale for the S slots of a head (tree memory), else ().
     rollout_tokens: `[B, N + A, M, T]` rollouts from each node; M may be 0.
   """
 
@@ -58,8 +123,8 @@ class NodeStore:
   confidence: jax.Array | None
   entropy: jax.Array | None
   last_hidden: jax.Array | None
-  keys: tuple[jax.Array, ...]
-  values: tuple[jax.Array, ...]
+  keys: cache_lib.LayerArrays
+  values: cache_lib.LayerArrays
   rollout_tokens: jax.Array
 
 
@@ -138,9 +203,11 @@ def with_memory(store, prompt, last_hidden) -> NodeStore:
   trees, slots, step_tokens = store.tokens.shape
 
   def block(x):
-    return jnp.zeros(
-      (trees, slots, x.shape[1], step_tokens, x.shape[3]), x.dtype
-    )
+    shape = (trees, slots, x.shape[1], step_tokens, x.shape[3])
+    if isinstance(x, Quantized):
+      scales = jnp.zeros((*shape[:3], 1), jnp.float32)
+      return Quantized(jnp.zeros(shape, jnp.int8), scales, x.dtype)
+    return jnp.zeros(shape, x.dtype)
 
   hidden = jnp.zeros((trees, slots, last_hidden.shape[-1]), last_hidden.dtype)
   return store.replace(
@@ -148,6 +215,26 @@ def with_memory(store, prompt, last_hidden) -> NodeStore:
     keys=tuple(block(k) for k in prompt.keys),
     values=tuple(block(v) for v in prompt.values),
     last_hidden=hidden.at[:, ROOT].set(last_hidden),
+  )
+
+
+def step_memory(rows, dtype: str) -> dict[str, Any]:
+  """What the tree memory keeps of candidates, `[rows, A, ...]` by field.
+
+  In int8 a step of a head shares a scale; slots behind its end become 0.
+  """
+  step_tokens = rows.tokens.shape[-1]
+  is_token = jnp.arange(step_tokens)[None, None] < rows.lengths[..., None]
+
+  def keep(x):
+    if dtype == "int8":
+      return quantize(x, step_tokens, is_token[:, :, None])
+    return x
+
+  return dict(
+    last_hidden=rows.last_hidden,
+    keys=tuple(map(keep, rows.keys)),
+    values=tuple(map(keep, rows.values)),
   )
 
 
@@ -163,18 +250,21 @@ def gathered_context(store, node, path, is_step):
     return prompt, last_hidden
 
   def gather(blocks):
-    """`[B, N, J, S, E]` -> `[B * W, J, R * S, E]`, heads before time."""
-    _, _, heads, step_tokens, width = blocks.shape
+    """`[B, N, J, S, E]` -> `[B * W, J, R * S, E]`, heads before time.
+
+    Scales, `[B, N, J, 1]`, become `[B * W, J, R]`.
+    """
+    _, _, heads, slots, *width = blocks.shape
     found = blocks[tree[..., None], path].swapaxes(2, 3)
-    return found.reshape(rows, heads, num_steps * step_tokens, width)
+    return found.reshape(rows, heads, num_steps * slots, *width)
 
   step = (tree[..., None], path)
   start = store.end_positions[step] - store.lengths[step]
   slots = jnp.arange(store.tokens.shape[-1])[None, None, None]
   positions = (start[..., None] + slots).reshape(rows, -1)
   steps = cache_lib.Prefix(
-    keys=tuple(gather(k) for k in store.keys),
-    values=tuple(gather(v) for v in store.values),
+    keys=jax.tree.map(gather, store.keys),
+    values=jax.tree.map(gather, store.values),
     positions=positions,
     mask=is_step.reshape(rows, -1),
   )

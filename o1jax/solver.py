@@ -24,10 +24,12 @@ from o1jax import searched as searched_lib
 from o1jax import step_model as step_model_lib
 from o1jax.encoding import Policy, encode_problems
 from o1jax.judging import Judge, Watch
+from o1jax.node_store import CacheOptions
 from o1jax.policy import sample
 from o1jax.reward.outcome import Verifier
 from o1jax.search import driver, strategies, voting
 from o1jax.search.guidance import Guidance
+from o1jax.search.selection import check_options
 from o1jax.search.tree import NO_NODE
 from o1jax.searched import FoundSolution, Searched
 from o1jax.tasks.task import Task
@@ -73,6 +75,7 @@ class Solver:
     num_rollouts: int = 0,
     rollout_weight: float = 0.0,
     memory: str = "tree",
+    cache: Mapping[str, Any] | None = None,
     steps_from_host: bool = False,
   ):
     """Builds the programs; nothing compiles before the first call.
@@ -112,6 +115,8 @@ class Solver:
       num_rollouts: continuations of every candidate of mcts.
       rollout_weight: weight of the rollouts in a candidate's value.
       memory: "tree" or "tokens"; see `step_model`.
+      cache: fields of `node_store.CacheOptions` that make the tree memory
+        smaller: `dtype`, `window`, `num_sinks`.
       steps_from_host: step the search from the host even where the reward does
         not need it, so that it can be watched.
 
@@ -121,6 +126,7 @@ class Solver:
     combinations.check_combination(
       strategy, granularity, reward, guidance, num_rollouts, rollout_weight
     )
+    check_options("the search's cache", CacheOptions, cache or {})
     mesh_lib.check_divides("batch_size", batch_size, mesh)
     self.batch_size = batch_size
     self._policy = policy
@@ -157,6 +163,7 @@ class Solver:
       pad_id=policy.tokenizer.pad_id,
       controls=controls,
       memory=memory,
+      cache=CacheOptions(**cache or {}),
       merge_duplicates=is_tree and strategy not in combinations.SIDE_BY_SIDE,
       num_rollouts=num_rollouts if is_tree else 0,
       guidance=guidance,

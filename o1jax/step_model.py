@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from o1jax.node_store import (
+  CacheOptions,
   NodeStore,
   empty_store,
   gathered_context,
@@ -31,6 +32,8 @@ from o1jax.node_store import (
   path_tokens,
   recomputed_context,
   split_rows,
+  step_memory,
+  windowed,
   with_memory,
   write_nodes,
 )
@@ -44,6 +47,7 @@ from o1jax.step_shape import StepShape
 from o1jax.types import ProblemBatch
 
 MEMORIES = ("tree", "tokens")
+WHOLE_CACHE = CacheOptions()
 
 # Log ratios of probabilities are rounded to one part in so many of a nat: above
 # the last bits of float32, below the 1e-5 that trees are compared with.
@@ -59,6 +63,7 @@ def make_step_model(
   pad_id: int,
   controls: sample.SamplingControls,
   memory: str = "tree",
+  cache: CacheOptions = WHOLE_CACHE,
   merge_duplicates: bool = True,
   num_rollouts: int = 0,
   guidance: Mapping[str, float] | None = None,
@@ -74,6 +79,7 @@ def make_step_model(
     pad_id: fills a step after its end.
     controls: how candidates and rollouts are sampled.
     memory: "tree" or "tokens".
+    cache: how much of keys and values is kept and read.
     merge_duplicates: True keeps equal candidates once and corrects their prior
       for having been sampled; False keeps each (for votes).
     num_rollouts: M continuations sampled from every candidate to the end of
@@ -88,10 +94,9 @@ def make_step_model(
 
   Raises:
     ValueError: an unknown memory, a size below 1, or what does not fit the
-      shape.
+      shape, the memory or the network.
   """
-  if memory not in MEMORIES:
-    raise ValueError(f"memory={memory!r}: choose one of {MEMORIES}")
+  _check_memory(memory, cache)
   _check_counts(network, shape, num_candidates, num_rollouts)
   guidance = {"value": 1.0} if guidance is None else guidance
   guide, least_score = guidance_lib.weighted_mean(guidance, guidance_functions)
@@ -99,13 +104,14 @@ def make_step_model(
     guidance.get(name) for name in guidance_lib.OF_TOKENS
   )
   model = _PolicySteps(
-    network=network,
+    network=windowed(network, cache),
     shape=shape,
     num_candidates=num_candidates,
     eos_id=eos_id,
     pad_id=pad_id,
     controls=controls,
     keeps_cache=memory == "tree",
+    cache_dtype=cache.dtype,
     merges_duplicates=merge_duplicates,
     num_rollouts=num_rollouts,
     guide=guide,
@@ -114,6 +120,16 @@ def make_step_model(
   )
   most = shape.max_step_tokens + num_rollouts * shape.max_tokens_behind
   return contracts.StepModel(num_candidates, model.root, model.step, most)
+
+
+def _check_memory(memory, cache):
+  if memory not in MEMORIES:
+    raise ValueError(f"memory={memory!r}: choose one of {MEMORIES}")
+  if memory == "tokens" and cache.dtype != "network":
+    raise ValueError(
+      f"memory='tokens' keeps no keys and values that could be {cache.dtype}: "
+      "set the cache's dtype to 'network', or memory to 'tree'"
+    )
 
 
 def _check_counts(network, shape, num_candidates, num_rollouts):
@@ -164,6 +180,7 @@ class _PolicySteps:
   pad_id: int
   controls: sample.SamplingControls
   keeps_cache: bool
+  cache_dtype: str
   merges_duplicates: bool
   num_rollouts: int
   guide: Callable[[guidance_lib.Signals], jax.Array]
@@ -175,7 +192,11 @@ class _PolicySteps:
   ) -> tuple[jax.Array, jax.Array, NodeStore]:
     """Reads the prompts; see `contracts.StepModel`."""
     prompt, last_hidden = cache_lib.prefix_from_prompt(
-      self.network, params, problems.tokens, problems.lengths
+      self.network,
+      params,
+      problems.tokens,
+      problems.lengths,
+      cache_dtype=self.cache_dtype,
     )
     rollout_tokens = self.shape.max_tokens_behind if self.num_rollouts else 0
     store = empty_store(
@@ -203,7 +224,9 @@ class _PolicySteps:
     step_keys, rollout_keys = _named_keys(merge_rows(keys), self.num_candidates)
     context = self._read_context(params, request.node, store)
     rows = self._draw(params, step_keys, context, request)
-    new = _new_nodes(store, request.node, context.end, rows, self.keeps_cache)
+    new = _new_nodes(store, request.node, context.end, rows)
+    if self.keeps_cache:
+      new |= step_memory(rows, self.cache_dtype)
     is_terminal = self._is_terminal(split(rows.ended), split(rows.stopped))
     is_terminal |= split(new["depth"]) >= self.shape.max_depth
     is_valid, prior_logits, sibling_logits = self._priors(
@@ -244,6 +267,9 @@ class _PolicySteps:
     steps, is_step = path_tokens(store, path, with_ends=not self.shape.revises)
     if self.keeps_cache:
       prefix, last_hidden = gathered_context(store, node, path, is_step)
+      prefix = cache_lib.keep_window(
+        prefix, merge_rows(end), self.network.config
+      )
       return _Context(prefix, last_hidden, merge_rows(end), 0)
     prefix, last_hidden, read_tokens = recomputed_context(
       self.network, params, store, steps, is_step
@@ -452,7 +478,7 @@ def _named_keys(keys: jax.Array, num_candidates: int):
   return jax.vmap(one)(keys)
 
 
-def _new_nodes(store, node, end, rows, keeps_cache):
+def _new_nodes(store, node, end, rows):
   """Fields of the store for the candidates of each node, `[B * W, A, ...]`."""
   tree = jnp.arange(node.shape[0])[:, None]
 
@@ -476,10 +502,6 @@ def _new_nodes(store, node, end, rows, keeps_cache):
   if rows.confidence is not None:
     new["confidence"] = so_far("confidence") + rows.confidence
     new["entropy"] = so_far("entropy") + rows.entropy
-  if keeps_cache:
-    new |= dict(
-      last_hidden=rows.last_hidden, keys=rows.keys, values=rows.values
-    )
   return new
 
 

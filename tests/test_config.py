@@ -93,6 +93,7 @@ def test_kinds_of_rows_can_be_added(path):
     ("search.options.width=4", "search.options.width", 4),
     ("search.options.stop=false", "search.options.stop", False),
     ("search.options.cost=steps", "search.options.cost", "steps"),
+    ("search.cache.dtype=int8", "search.cache.dtype", "int8"),
     ("search.guidance.certainty=1", "search.guidance.certainty", 1.0),
     ("evaluation.options.mcts.max_blocks=8", None, 8),
   ],
