@@ -186,7 +186,84 @@ def hf(
   return run
 
 
+class _Numbers:
+  """The tokenizer that tunix wants: a text is its tokens as numbers.
+
+  The end mark is outside the vocabulary, so that no row ends early.
+  """
+
+  def __init__(self, vocab_size: int):
+    self._end = vocab_size + 1
+
+  def encode(self, text: str, **_) -> list[int]:
+    return [int(number) for number in text.split()]
+
+  def decode(self, ids, **_) -> str:
+    return " ".join(str(int(i)) for i in ids)
+
+  def bos_id(self) -> int:
+    return 0
+
+  def eos_id(self) -> int:
+    return self._end
+
+  def pad_id(self) -> int:
+    return 0
+
+
+def tunix(
+  config: TransformerConfig, prompts: jax.Array, num_new: int, one_core: bool
+) -> Run:
+  """The sampler of `google-tunix` on its own random Llama, in float32."""
+  del one_core
+  from flax import nnx
+  from tunix.generate import sampler as tunix_sampler
+  from tunix.models.llama3 import model as llama
+
+  c, width = config, prompts.shape[1]
+  shape = llama.ModelConfig(
+    num_layers=c.num_layers,
+    vocab_size=c.vocab_size,
+    embed_dim=c.width,
+    hidden_dim=c.ffn_width,
+    num_heads=c.num_heads,
+    head_dim=c.head_width,
+    num_kv_heads=c.num_kv_heads,
+    rope_theta=10000,
+    norm_eps=1e-6,
+  )
+  sampler = tunix_sampler.Sampler(
+    llama.Llama3(shape, rngs=nnx.Rngs(0)),
+    _Numbers(c.vocab_size),
+    tunix_sampler.CacheConfig(
+      cache_size=width + num_new,
+      num_layers=c.num_layers,
+      num_kv_heads=c.num_kv_heads,
+      head_dim=c.head_width,
+    ),
+  )
+  # It puts a token before the text by itself.
+  texts = [" ".join(map(str, row[1:])) for row in np.asarray(prompts).tolist()]
+  calls = [0]
+
+  def run():
+    calls[0] += 1
+    out = sampler(
+      texts,
+      max_generation_steps=num_new,
+      max_prompt_length=width,
+      temperature=1.0,
+      top_p=1.0,
+      seed=calls[0],
+    )
+    jax.block_until_ready(out.tokens)
+    assert all(len(row) == num_new for row in out.tokens)
+
+  return run
+
+
 GENERATORS = {
+  "tunix": tunix,
   "naive_jax": naive_jax,
   "hf_eager": functools.partial(hf, kind="eager"),
   "hf_static": functools.partial(hf, kind="static"),
