@@ -622,9 +622,9 @@ def test_bad_sizes_are_refused(changed, words):
     step_model(**changed)
 
 
-def token_tree(num_candidates, guidance=None, depth=3):
-  """Every path of that many tokens, the A likeliest at each place."""
-  model = make_step_model(
+def token_model(num_candidates, guidance, depth):
+  """Steps of a token, the A likeliest ones."""
+  return make_step_model(
     NETWORK,
     StepShape(
       max_step_tokens=1,
@@ -638,6 +638,11 @@ def token_tree(num_candidates, guidance=None, depth=3):
     controls=make_controls(),
     guidance=guidance,
   )
+
+
+def token_tree(num_candidates, guidance=None, depth=3):
+  """Every path of that many tokens, the A likeliest at each place."""
+  model = token_model(num_candidates, guidance, depth)
   nodes = sum(num_candidates**level for level in range(depth))
   return make_strategy(
     "mcts",
@@ -685,6 +690,37 @@ def test_tokens_are_enumerated_in_order_of_their_probability():
     assert score == pytest.approx(expected if is_open else 0.0, abs=1e-5)
   # All that there is: 3 + 9 + 27 nodes, less those below an end.
   assert all(len(found) == 3 for found in seen.values())
+
+
+def test_a_beam_over_tokens_by_likelihood_is_brute_force():
+  """Every token of the vocabulary behind each of the four likeliest texts."""
+  width, depth = 4, 3
+  model = token_model(VOCAB, {"log_prob": 1.0}, depth)
+  strategy = make_strategy("beam", model, width=width, max_depth=depth)
+  state = run_on_device(strategy)(params(), jax.random.key(6), PROBLEMS)
+  chosen = np.asarray(strategy.select(state))
+  texts = {(text.row, *text.tokens): text for text in texts_of(state)}
+  num_made = 0
+  for row in range(B):
+    prompt = PROBLEMS.tokens[row, : PROBLEMS.lengths[row]].tolist()
+    beam, finished = {tuple(prompt): 0.0}, {}
+    for _ in range(depth):
+      logits, _ = read_texts(list(beam), width)
+      made = {}
+      for i, (text, score) in enumerate(beam.items()):
+        log_probs = log_softmax(logits[i, len(text) - 1])
+        made |= {(*text, t): score + log_probs[t] for t in range(VOCAB)}
+      finished |= {text: made.pop(text) for text in [*made] if text[-1] == EOS}
+      num_made += len(made)
+      best = sorted(made, key=made.get, reverse=True)[:width]
+      beam = {text: made[text] for text in best}
+      assert all((row, *text) in texts for text in made)
+    best = max(finished, key=finished.get)
+    assert texts[row, *best].node == chosen[row]
+    score = float(state.tree.reward[row, chosen[row]])
+    assert score == pytest.approx(finished[best], abs=1e-4)
+    num_made += len(finished)
+  assert num_made == len(texts) == B * VOCAB * (1 + width * (depth - 1))
 
 
 OPENING = (4, 5)

@@ -603,6 +603,27 @@ def ladder(num_rungs: int = 5) -> World:
   )
 
 
+def polls(right: float, score: float) -> World:
+  r"""One step to the right answer or to the wrong one.
+
+         0
+  right / \ 1 - right     state 1: right, its score is `score`
+       1   2              state 2: wrong, scored .7
+       T   T
+  """
+  prior = np.array([[right, 1 - right]] * 3)
+  outcome = np.tile([score, 0.7], (3, 1))
+  return World(
+    root_value=np.full(3, 0.5),
+    child=np.tile(np.array([1, 2], np.int32), (3, 1)),
+    prior_logits=np.log(prior),
+    value=outcome,
+    outcome=outcome,
+    is_terminal=np.ones((3, 2), bool),
+    is_valid=np.ones((3, 2), bool),
+  )
+
+
 def halving_tree(is_good: Callable[[int], bool], telling: bool) -> World:
   r"""Five even choices between two; of the 32 leaves some are good.
 
@@ -639,13 +660,3 @@ def chain_search(
   model = chance_model(num_candidates, are_answers)
   strategy = make_strategy(name, model, **options)
   return strategy, run_on_device(strategy)
-
-
-def share_solved(search, world: World, num_problems: int = 64) -> float:
-  """Share of problems, all at state 0, whose chosen answer has outcome 1."""
-  strategy, run = search
-  batch = problems(np.zeros(num_problems), seeds=np.arange(num_problems))
-  state = run(world.params, jax.random.key(0), batch)
-  chosen = strategy.select(state)
-  score = read(state.tree.reward + state.tree.value, chosen)
-  return float(np.mean((np.asarray(chosen) != NO_NODE) & (score == 1.0)))

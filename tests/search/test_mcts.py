@@ -82,6 +82,16 @@ def mctx_tree(rule: str, table: dict):
   )
   arguments = (table, jax.random.key(0), root, recurrent_fn, SIMULATIONS)
   invalid = ~table["is_valid"][roots]
+  if rule == "uct":
+    return mctx.search(
+      *arguments[:2],
+      root=root,
+      recurrent_fn=recurrent_fn,
+      root_action_selection_fn=functools.partial(mctx_uct, depth=0),
+      interior_action_selection_fn=mctx_uct,
+      num_simulations=SIMULATIONS,
+      invalid_actions=invalid,
+    )
   if rule == "puct":
     return mctx.muzero_policy(
       *arguments, invalid_actions=invalid, dirichlet_fraction=0.0
@@ -94,6 +104,19 @@ def mctx_tree(rule: str, table: dict):
       invalid_actions=invalid,
       max_num_considered_actions=NUM_CONSIDERED,
     ).search_tree
+
+
+def mctx_uct(key, tree, node, depth):
+  """UCT for mctx, which has none of its own: unvisited ones first, by prior."""
+  del key
+  visits = tree.children_visits[node]
+  log_total = jnp.log(jnp.maximum(jnp.sum(visits), 1))
+  bound = tree.qvalues(node) + jnp.sqrt(2 * log_total / visits)
+  first = 1e6 + tree.children_prior_logits[node]
+  scores = jnp.where(visits == 0, first, bound)
+  is_invalid = tree.root_invalid_actions * (depth == 0)
+  scores = jnp.where(is_invalid, -jnp.inf, scores)
+  return jnp.argmax(scores).astype(jnp.int32)
 
 
 def mctx_visits_by_path(tree, row: int, is_terminal) -> dict:
@@ -116,7 +139,7 @@ def mctx_visits_by_path(tree, row: int, is_terminal) -> dict:
   return found
 
 
-@pytest.mark.parametrize("rule", ["puct", "gumbel"])
+@pytest.mark.parametrize("rule", RULES)
 def test_visits_are_those_of_mctx(rule, float64):
   _, search = rule_search(rule)
   peer_search = jax.jit(functools.partial(mctx_tree, rule))
@@ -172,8 +195,7 @@ def test_looking_ahead_changes_no_visit_and_saves_rounds(rule, float64):
   assert calls[1] < 0.7 * calls[0]
 
 
-@pytest.mark.parametrize("rule", ["puct", "uct"])
-@pytest.mark.parametrize("num_leaves", [1, 3])
+@pytest.mark.parametrize("rule, num_leaves", [("uct", 1), ("puct", 3)])
 def test_widening_is_that_of_a_dictionary_search(rule, num_leaves, float64):
   """Two candidates an expansion of the world's six, in up to three of them."""
   world = random_graph(21, num_candidates=6, terminal_rate=0.2)
@@ -206,22 +228,15 @@ def test_widening_is_that_of_a_dictionary_search(rule, num_leaves, float64):
 
 def test_a_token_budget_is_spent_and_never_exceeded(float64):
   """Steps of the table cost 3 tokens; the last expansion is cut to one."""
-  world = random_graph(5, num_candidates=4)
-  roots = list(range(NUM_ROOTS))
-  spent = {}
-  for num_leaves in (1, 4):
-    _, run = table_search(
-      num_candidates=4,
-      num_simulations=200,
-      num_parallel_leaves=num_leaves,
-      max_tokens=41,
-    )
-    state = run(world.params, jax.random.key(0), problems(roots))
-    assert np.all(state.is_full)
-    spent[num_leaves] = np.asarray(state.cost.generated_tokens)
-    np.testing.assert_array_equal(spent[num_leaves], 39)
-    # 13 candidates: three whole expansions and the first of a fourth.
-    np.testing.assert_array_equal(np.sum(state.tree.is_valid, axis=-1), 14)
+  _, run = table_search(
+    num_candidates=4, num_simulations=200, num_parallel_leaves=4, max_tokens=41
+  )
+  table = random_graph(5, num_candidates=4).params
+  state = run(table, jax.random.key(0), problems(range(NUM_ROOTS)))
+  assert np.all(state.is_full)
+  np.testing.assert_array_equal(state.cost.generated_tokens, 39)
+  # 13 candidates: three whole expansions and the first of a fourth.
+  np.testing.assert_array_equal(np.sum(state.tree.is_valid, axis=-1), 14)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +319,35 @@ def test_a_full_tree_stops_and_says_so(float64):
     longer = run(num_simulations=simulations + 1).visits
     (added,) = set(longer) - set(expected)
     assert expected[added[:-1]] == 1
+
+
+def test_a_full_tree_looks_no_further(float64):
+  """Room for four expansions, of which up to three are asked for at a time."""
+  world = random_graph(4, num_candidates=2, num_states=16)
+  _, search = table_search(
+    2, num_simulations=12, capacity=9, num_parallel_leaves=3
+  )
+  state = search(world.params, jax.random.key(0), problems(range(8)))
+  assert np.all(state.is_full)
+  np.testing.assert_array_equal(state.tree.next_free, 9)
+  assert np.max(state.tree.first_child) == 7
+  for row in range(8):
+    simulations = int(state.cost.simulations[row])
+    expected = DictionaryMCTS(
+      world, row, rule="puct", num_simulations=simulations
+    )
+    assert visits_by_path(state.tree, row) == expected.visits
+
+
+def test_nothing_is_expanded_for_simulations_that_will_not_be(float64):
+  """Two simulations need the root and one more node at most."""
+  world = random_graph(4, num_candidates=2, num_states=16)
+  _, search = table_search(
+    2, num_simulations=2, capacity=13, num_parallel_leaves=3
+  )
+  state = search(world.params, jax.random.key(0), problems(range(8)))
+  np.testing.assert_array_equal(state.cost.simulations, 2)
+  assert np.max(state.tree.next_free) == 5
 
 
 def test_solutions_are_chosen_by_outcome_or_by_visits(float64):

@@ -12,11 +12,8 @@ from worlds import (
   TOKENS_PER_STEP,
   chain_search,
   chance_model,
-  ladder,
   problems,
   random_graph,
-  revisable,
-  share_solved,
 )
 
 BATCH = 64
@@ -136,15 +133,6 @@ def test_dead_ends_are_left_alone(float64):
   assert np.all(strategy.is_done(state))
   np.testing.assert_array_equal(state.cost.simulations, 3)
   np.testing.assert_array_equal(strategy.select(state), NO_NODE)
-
-
-def test_it_wins_where_answers_improve_and_loses_where_they_do_not(float64):
-  """Sixteen answers, as a tree or side by side; a trap of half right ones."""
-  improves, does_not = ladder(), revisable(0.0, wrong=0.5)
-  assert share_solved(side_by_side(), improves) < 0.1
-  assert share_solved(search(), improves) > 0.5
-  plain = share_solved(side_by_side(), does_not)
-  assert share_solved(search(), does_not) < plain - 0.25
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,6 @@ from worlds import (
   chance_model,
   problems,
   random_graph,
-  revisable,
-  share_solved,
 )
 
 BATCH = 64
@@ -140,15 +138,6 @@ def test_a_world_without_answers_ends():
     state.cost.generated_tokens, 8 * TOKENS_PER_STEP
   )
   np.testing.assert_array_equal(state.cost.simulations, 0)
-
-
-def test_it_wins_where_revisions_help_and_loses_where_they_do_not():
-  """Four answers in a row against four side by side."""
-  helps, does_not = revisable(0.5), revisable(0.0)
-  plain = share_solved(four_chains_of_one(), helps)
-  assert share_solved(one_chain_of_four(), helps) > plain + 0.25
-  assert plain == share_solved(four_chains_of_one(), does_not)
-  assert share_solved(one_chain_of_four(), does_not) < plain - 0.15
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,27 @@ def test_children_are_written_where_active(two_trees):
   )
 
 
+def test_a_block_without_valid_candidates_leaves_the_next_its_priors():
+  tree = make_tree(jnp.array([0.5]), capacity=5, num_candidates=2, max_blocks=2)
+  zeros, no = jnp.zeros((1, 1, 2)), jnp.zeros((1, 1, 2), bool)
+  for first_child, is_valid in ((1, False), (3, True)):
+    tree = add_children(
+      tree,
+      jnp.array([[ROOT]]),
+      jnp.array([[first_child]]),
+      jnp.array([[True]]),
+      prior_logits=jnp.log(jnp.array([[[3.0, 1.0]]])),
+      value=zeros,
+      reward=zeros,
+      is_terminal=no,
+      is_solution=no,
+      is_valid=no | is_valid,
+    )
+  np.testing.assert_array_equal(tree.is_valid, [[1, 0, 0, 1, 1]])
+  prior = np.exp(np.asarray(tree.prior_logits))[0, 1:]
+  np.testing.assert_allclose(prior, [0, 0, 0.75, 0.25], rtol=1e-6)
+
+
 def test_backup_is_a_mean_on_the_path(two_trees):
   discount = 0.5
   tree = two_trees
