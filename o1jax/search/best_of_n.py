@@ -66,7 +66,9 @@ def best_of_n(
     num_new = jnp.sum(is_new, axis=-1, dtype=jnp.int32)
     visits, mean = tree.num_visits[:, ROOT], tree.mean_value[:, ROOT]
     total = mean * visits + jnp.sum(jnp.where(is_new, scores(tree), 0.0), -1)
-    mean = total / (visits + num_new).astype(total.dtype)
+    new_mean = total / (visits + num_new).astype(total.dtype)
+    # A search that is done keeps its bits while others go on.
+    mean = jnp.where(num_new > 0, new_mean, mean)
     mean_value = jnp.where(is_new, tree.value, tree.mean_value)
     num_visits = tree.num_visits + is_new.astype(jnp.int32)
     tree = tree.replace(

@@ -99,7 +99,9 @@ def chains(
     state = expansion_lib.attach(state, outcome, rollout_weight=0.0)
     tree = state.tree
     tips = live_tips(tree, num_chains)
-    stopped = jnp.where(stops(tree, tips), tips, NO_NODE)
+    # A search that is full keeps its chains while others go on.
+    is_going = ~state.is_full[:, None]
+    stopped = jnp.where(stops(tree, tips) & is_going, tips, NO_NODE)
     ends = jnp.concatenate([_natural_ends(state), stopped], axis=-1)
     # A start without a valid step is no chain.
     ends = jnp.where(ends == ROOT, NO_NODE, ends)

@@ -101,6 +101,23 @@ class StepModel(NamedTuple):
 
 
 @struct.dataclass
+class StopRule:
+  """When a search ends before its budget does; see stopping.py.
+
+  Attributes:
+    best_score: `[B]` highest score of a finished solution; -inf without one.
+    best_tokens: `[B]` int32 tokens generated when it was found.
+    threshold: the score that suffices, or None; static.
+    patience: tokens without a better one that suffice, or None; static.
+  """
+
+  best_score: jax.Array
+  best_tokens: jax.Array
+  threshold: float | None = struct.field(pytree_node=False)
+  patience: int | None = struct.field(pytree_node=False)
+
+
+@struct.dataclass
 class SearchState:
   """One search per problem, between two halves of a round.
 
@@ -124,7 +141,9 @@ class SearchState:
     expansion: what `propose` got from the step model; None after `absorb`.
     cost: spent so far.
     is_full: `[B]` True where the search stopped because the next expansion
-      fits neither into the tree nor into the budget, or not into one of them.
+      fits neither into the tree nor into the budget, or not into one of them,
+      or because of a stop rule.
+    stop: the stop rule; None where there is none.
   """
 
   tree: Tree
@@ -140,6 +159,7 @@ class SearchState:
   expansion: Expansion | None
   cost: Cost
   is_full: jax.Array
+  stop: StopRule | None = None
 
 
 class Strategy(NamedTuple):

@@ -9,6 +9,7 @@ keys because the checker of key reuse cannot follow keys through a gather.
 import jax
 import jax.numpy as jnp
 
+from o1jax.search import stopping
 from o1jax.search.contracts import Expansion, Request, SearchState, StepModel
 from o1jax.search.tree import (
   NO_NODE,
@@ -92,12 +93,17 @@ def affordable_rows(
 ) -> jax.Array:
   """Candidates `[B]` that may still be drawn without passing the budget.
 
-  Each is taken to be as long as it can be, so that the budget holds.
+  Each is taken to be as long as it can be, so that the budget holds. There are
+  none once a stop rule holds.
   """
   spent = state.cost.generated_tokens
   if max_tokens is None:
-    return jnp.full_like(spent, step_model.num_candidates * state.leaf.shape[1])
-  return jnp.maximum(max_tokens - spent, 0) // step_model.max_candidate_tokens
+    num_rows = step_model.num_candidates * state.leaf.shape[1]
+    rows = jnp.full_like(spent, num_rows)
+  else:
+    left = jnp.maximum(max_tokens - spent, 0)
+    rows = left // step_model.max_candidate_tokens
+  return jnp.where(stopping.is_stopped(state), 0, rows)
 
 
 def has_room(
@@ -276,4 +282,4 @@ def attach(
     is_valid=expansion.is_valid,
     sibling_logits=expansion.sibling_logits,
   )
-  return state.replace(tree=tree, expansion=None)
+  return stopping.observe(state.replace(tree=tree, expansion=None))

@@ -13,6 +13,7 @@ from o1jax.search.reroot import reroot
 from o1jax.search.revision import revision
 from o1jax.search.selection import check_options, named
 from o1jax.search.speculative_rejection import speculative_rejection
+from o1jax.search.stopping import stop_early
 
 STRATEGIES = {
   "mcts": mcts,
@@ -31,6 +32,10 @@ STRATEGIES = {
 }
 
 
+# Options that every strategy takes beside its own: those of `stop_early`.
+STOP_OPTIONS = ("stop_threshold", "stop_patience")
+
+
 def option_names(name: str) -> list[str]:
   """The keyword options that a strategy takes."""
   parameters = inspect.signature(named("strategy", name, STRATEGIES)).parameters
@@ -40,11 +45,15 @@ def option_names(name: str) -> list[str]:
 def make_strategy(name: str, step_model: StepModel, **options: Any) -> Strategy:
   """The strategy of that name with its keyword options.
 
+  Any takes `stop_threshold` and `stop_patience` too; see stopping.py.
+
   Raises:
     ValueError: unknown name or option, an option that is missing or out of
       range; the message says what to change.
   """
   make = named("strategy", name, STRATEGIES)
+  rules = {n: options.pop(n) for n in STOP_OPTIONS if n in options}
+  check_options("a stop rule", stop_early, rules)
   check_options(f"strategy {name!r}", make, options)
   for option, parameter in inspect.signature(make).parameters.items():
     if (
@@ -53,4 +62,7 @@ def make_strategy(name: str, step_model: StepModel, **options: Any) -> Strategy:
       and option not in options
     ):
       raise ValueError(f"strategy {name!r} needs the option {option!r}")
-  return make(step_model, **options)
+  strategy = make(step_model, **options)
+  if all(rule is None for rule in rules.values()):
+    return strategy
+  return stop_early(strategy, **rules)
