@@ -86,3 +86,17 @@ def check_single_expansion(options: Mapping[str, Any]) -> None:
         f"granularity='token': {name}={options[name]} would expand a node "
         "again, to the same likeliest tokens; set it to 1"
       )
+
+
+def check_stop_rules(strategy: str, options: Mapping[str, Any]) -> None:
+  """A rule looks at scores, which a vote does not.
+
+  Raises:
+    ValueError: a stop rule of a strategy that has no use for one.
+  """
+  for name in strategies.STOP_OPTIONS:
+    if strategy == "majority_vote" and options.get(name) is not None:
+      raise ValueError(
+        f"{name}={options[name]}: strategy='majority_vote' answers by counting"
+        " and has no best solution to stop at; leave it out"
+      )

@@ -2,8 +2,10 @@
 
   python -m o1jax.evaluate --workdir=runs/countdown --efforts=4,16,64
 
-An effort of n is the tokens of n whole solutions. Rows go to the terminal and
-to evaluation.jsonl in the workdir, and into its report.
+An effort of n is the tokens of n whole solutions; low, medium and high are 4,
+16 and 64. The strategies "adaptive" and "compute_optimal" share these out over
+the problems by how hard they seem, see allocation.py. Rows go to the terminal
+and to evaluation.jsonl in the workdir, and into its report.
 """
 
 import pathlib
@@ -21,7 +23,9 @@ from o1jax import mesh as mesh_lib
 def define_flags() -> None:
   """Defines what the command line takes; `main` reads it."""
   flags.DEFINE_string("workdir", None, "Folder of the run.")
-  flags.DEFINE_list("efforts", ["4", "16", "64"], "Token budgets.")
+  flags.DEFINE_list(
+    "efforts", ["4", "16", "64"], "Token budgets: numbers, low, medium or high."
+  )
   flags.DEFINE_list(
     "strategies",
     ["greedy", "majority_vote", "best_of_n", "mcts"],
@@ -43,7 +47,8 @@ def main(argv: list[str]) -> None:
   if flags.FLAGS.workdir is None:
     raise config_lib.UserError("--workdir is missing: --workdir=runs/countdown")
   workdir = pathlib.Path(flags.FLAGS.workdir)
-  efforts = [_whole(text, "efforts") for text in flags.FLAGS.efforts]
+  with config_lib.user_input():
+    efforts = [evaluation.solutions_worth(e) for e in flags.FLAGS.efforts]
   mesh_lib.enable_compilation_cache(flags.FLAGS.compilation_cache)
   num_problems = flags.FLAGS.num_problems
   if num_problems < 1:
@@ -106,7 +111,7 @@ def _iterations(workdir: pathlib.Path) -> list[int | None]:
   given, saved = flags.FLAGS.iterations, load.saved_iterations(workdir)
   if given == ["all"]:
     return saved or [None]
-  iterations = [_whole(text, "iterations") for text in given]
+  iterations = [_whole(text) for text in given]
   for iteration in iterations:
     if iteration not in saved:
       raise config_lib.UserError(
@@ -115,9 +120,11 @@ def _iterations(workdir: pathlib.Path) -> list[int | None]:
   return iterations or [None]
 
 
-def _whole(text: str, name: str) -> int:
-  if not text.isdecimal() or int(text) < (name == "efforts"):
-    raise config_lib.UserError(f"--{name} takes whole numbers, not {text!r}")
+def _whole(text: str) -> int:
+  if not text.isdecimal():
+    raise config_lib.UserError(
+      f"--iterations takes whole numbers, not {text!r}"
+    )
   return int(text)
 
 

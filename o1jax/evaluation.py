@@ -2,7 +2,8 @@
 
 The budget is an effort n: as many tokens as n whole solutions. Best-of-N and
 majority vote draw n solutions; tree searches may expand nodes until they have
-decoded n solutions' worth of steps. Accuracy is that of the solution a
+decoded n solutions' worth of steps. "adaptive" and "compute_optimal" spend n on
+the mean problem, see allocation.py. Accuracy is that of the solution a
 strategy answers with, coverage (pass@k) that of any it found; the checker that
 measures both is not one the search can see.
 """
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from o1jax.allocation import ComputeOptimal, MarginalGain
 from o1jax.combinations import REVISIONS, STRATEGIES, WHOLE
 from o1jax.encoding import Policy, encode_problems
 from o1jax.policy.sample import make_controls
@@ -25,6 +27,11 @@ from o1jax.solver import Solver
 from o1jax.tasks.task import Task
 from o1jax.types import Problem, Verdict
 
+# The words for an effort, in solutions.
+EFFORTS = {"low": 4, "medium": 16, "high": 64}
+# Strategies that share a budget out over the problems.
+ADAPTIVE = ("adaptive", "compute_optimal")
+CALIBRATION_SEED = 11
 BOOTSTRAP_SEED = 7
 NUM_RESAMPLES = 1000
 SIMULATIONS_PER_NODE = 32
@@ -32,7 +39,28 @@ MAX_REVISIONS = 3
 BEAMS = ("beam", "breadth_first", "treebon")
 # Strategies whose candidates are given by the effort, or one at a time.
 SINGLE = (*WHOLE, *REVISIONS, "speculative_rejection")
+# Options that are the budget itself.
+FROM_EFFORT = ("num_chains", "num_rows", "num_roots", "width")
 CUT_OFF = Verdict(is_correct=False, reason="cut off", answer=None)
+
+
+def solutions_worth(effort: str | int) -> int:
+  """The budget of an effort, in solutions.
+
+  Args:
+    effort: "low", "medium", "high", or a number of solutions.
+
+  Raises:
+    ValueError: neither a known word nor a whole number above 0.
+  """
+  if effort in EFFORTS:
+    return EFFORTS[effort]
+  if not str(effort).isdecimal() or int(effort) < 1:
+    raise ValueError(
+      f"effort {effort!r} is none of {', '.join(EFFORTS)}, nor a number of "
+      "solutions"
+    )
+  return int(effort)
 
 
 def strategy_options(
@@ -50,10 +78,15 @@ def strategy_options(
     num_steps: R.
     num_candidates: A of strategies that expand nodes.
     options: more options of the strategy; `num_candidates` where it is to
-      differ for this one, `num_revisions` of those that revise.
+      differ for this one. `num_revisions` sets how much of a budget of
+      revisions is spent one after another: 0 draws all answers side by side,
+      effort - 1 draws one chain (Snell et al., arXiv 2408.03314, Section 6).
+      `num_rounds` draws the solutions of best-of-N in as many rounds, between
+      which a stop rule may end it.
 
   Raises:
-    ValueError: the effort is no count, or does not pay for one expansion.
+    ValueError: the effort is no count, or does not pay for one expansion, or
+      an option that follows from it was given.
   """
   more = dict(options or {})
   if "num_candidates" in more and strategy in SINGLE:
@@ -64,7 +97,22 @@ def strategy_options(
   num_candidates = more.pop("num_candidates", num_candidates)
   num_revisions = more.pop("num_revisions", MAX_REVISIONS)
   budget = _budget(strategy, effort, num_steps, num_candidates, num_revisions)
-  more = budget.pop("options", {}) | more
+  if strategy in ("best_of_n", "majority_vote") and "num_rounds" in more:
+    num_rounds = more["num_rounds"]
+    if type(num_rounds) is not int or num_rounds < 1 or effort % num_rounds:
+      raise ValueError(
+        f"options.{strategy}.num_rounds={num_rounds}: give a whole number that "
+        f"divides the effort of {effort} solutions"
+      )
+    budget["num_candidates"] //= num_rounds
+  own = budget.pop("options", {})
+  for name in FROM_EFFORT:
+    if name in own and name in more:
+      raise ValueError(
+        f"options.{strategy}.{name}={more[name]}: it follows from the effort; "
+        "leave it out"
+      )
+  more = own | more
   return budget | {"options": more} if more else budget
 
 
@@ -119,6 +167,40 @@ def _budget(
   return budget | {"num_expansions": expansions, "num_simulations": simulations}
 
 
+def solver_of_effort(
+  policy: Policy,
+  task: Task,
+  mesh: Mesh,
+  *,
+  strategy: str,
+  effort: int,
+  num_candidates: int,
+  options: Mapping[str, Mapping[str, Any]] | None = None,
+  **search: Any,
+) -> Solver:
+  """A search that spends the tokens of `effort` solutions on a problem.
+
+  Args:
+    policy: what proposes.
+    task: its checker is the reward, where there is one.
+    mesh: problems are shared out over it.
+    strategy: its name.
+    effort: the budget; greedy has but one.
+    num_candidates: A of strategies that expand nodes.
+    options: by strategy, more of its options; see `strategy_options`.
+    **search: more of `Solver`, such as `batch_size` and `reward`.
+
+  Raises:
+    ValueError: a strategy or an effort that cannot be searched with.
+  """
+  own = (options or {}).get(strategy)
+  num_steps = policy.lengths.num_steps
+  budget = strategy_options(strategy, effort, num_steps, num_candidates, own)
+  return Solver(
+    policy, strategy=strategy, mesh=mesh, task=task, **budget, **search
+  )
+
+
 def bootstrap_interval(
   values: np.ndarray, *, level: float = 0.95
 ) -> tuple[float, float]:
@@ -129,6 +211,9 @@ def bootstrap_interval(
   tail = 100 * (1 - level) / 2
   low, high = np.percentile(means, [tail, 100 - tail])
   return float(low), float(high)
+
+
+Search = Solver | MarginalGain | ComputeOptimal
 
 
 class Evaluator:
@@ -173,18 +258,18 @@ class Evaluator:
     self._policy = policy
     self._task = task
     self._mesh = mesh
-    self._batch_size = batch_size
-    self._num_candidates = num_candidates
     self._options = dict(
+      batch_size=batch_size,
+      num_candidates=num_candidates,
       temperature=temperature,
       rule=rule,
       reward=reward,
       guidance=guidance,
       rule_options=rule_options,
+      options=options,
     )
-    self._strategy_options = dict(options or {})
-    self._solvers: dict[tuple[str, int], Solver] = {}
-    self._warm: set[Solver] = set()
+    self._solvers: dict[tuple[str, int], Search] = {}
+    self._warm: set[Search] = set()
     self._judge = Verifier(task.check)
 
   def check(
@@ -216,11 +301,14 @@ class Evaluator:
 
     Returns:
       Numbers by name: accuracy with its bootstrap interval, coverage, mean
-      generated tokens and verifier requests a problem, seconds in all. A
-      first batch, which compiles the programs, is not part of the seconds.
+      generated tokens and their standard deviation over problems, mean
+      verifier requests, seconds in all. A first batch, which compiles the
+      programs, and the table of "compute_optimal" are not part of the seconds.
     """
     solver = self._solver(strategy, effort)
-    if solver not in self._warm:
+    if isinstance(solver, (MarginalGain, ComputeOptimal)):
+      solver.prepare(params, problems)
+    elif solver not in self._warm:
       solver(params, jax.random.key(0), problems[:1])
       self._warm.add(solver)
     start = time.monotonic()
@@ -243,6 +331,9 @@ class Evaluator:
       "accuracy_high": high,
       "coverage": float(np.mean([_any_correct(v) for v in judged])),
       "tokens": _mean(searched, "generated_tokens"),
+      "tokens_spread": float(
+        np.std([one.cost["generated_tokens"] for one in searched])
+      ),
       "verifier_requests": _mean(searched, "verifier_requests"),
       "num_problems": len(problems),
       "seconds": seconds,
@@ -260,41 +351,53 @@ class Evaluator:
       for verdict, solution in zip(verdicts, solutions, strict=True)
     ]
 
-  def _solver(self, strategy: str, effort: int) -> Solver:
+  def _solver(self, strategy: str, effort: int) -> Search:
     if strategy == "greedy":
       effort = 1
     if (strategy, effort) not in self._solvers:
-      options = strategy_options(
-        strategy,
-        effort,
-        self._policy.lengths.num_steps,
-        self._num_candidates,
-        self._strategy_options.get(strategy),
-      )
-      self._solvers[strategy, effort] = Solver(
+      self._solvers[strategy, effort] = self._make(strategy, effort)
+    return self._solvers[strategy, effort]
+
+  def _make(self, strategy: str, effort: int) -> Search:
+    if strategy not in ADAPTIVE:
+      return solver_of_effort(
         self._policy,
+        self._task,
+        self._mesh,
         strategy=strategy,
-        batch_size=self._batch_size,
-        mesh=self._mesh,
-        task=self._task,
-        **options,
+        effort=effort,
         **self._options,
       )
-    return self._solvers[strategy, effort]
+    if (self._options["guidance"] or {}).get("log_prob"):
+      raise ValueError(
+        f"strategy={strategy!r} with guidance.log_prob: its scores are no "
+        "chances of being right; use guidance.value or guidance.mean_prob"
+      )
+    if strategy == "adaptive":
+      return MarginalGain(self._solver, effort)
+    rng = np.random.default_rng(CALIBRATION_SEED)
+    return ComputeOptimal(
+      self._solver,
+      effort,
+      calibration=self._task.sample_problems(rng, self._options["batch_size"]),
+      judge=self.judge,
+    )
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
   """The comparison as a table for the terminal."""
   lines = [
     f"{'strategy':<21} {'budget':>6} {'accuracy':>8} {'interval':>15} "
-    f"{'coverage':>8} {'tokens':>7} {'checks':>7} {'seconds':>8}"
+    f"{'coverage':>8} {'tokens':>7} {'spread':>7} {'checks':>7} "
+    f"{'seconds':>8}"
   ]
   for row in rows:
     interval = f"{row['accuracy_low']:.1%}-{row['accuracy_high']:.1%}"
     lines.append(
       f"{row['strategy']:<21} {row['budget']:>6} {row['accuracy']:>8.1%} "
       f"{interval:>15} {row['coverage']:>8.1%} {row['tokens']:>7.1f} "
-      f"{row['verifier_requests']:>7.1f} {row['seconds']:>8.2f}"
+      f"{row['tokens_spread']:>7.1f} {row['verifier_requests']:>7.1f} "
+      f"{row['seconds']:>8.2f}"
     )
   return "\n".join(lines)
 

@@ -1,12 +1,13 @@
-"""Solves one problem by tree search and shows how.
+"""Solves one problem by search and shows how.
 
   python -m o1jax.solve "3 7 2 = 13"
   python -m o1jax.solve --workdir=runs/countdown --effort=high "5 6 11 = 49"
+  python -m o1jax.solve --strategy=best_of_n --effort=low "3 7 2 = 13"
 
 Without --workdir the policy that ships with o1jax answers. The effort is the
 search's budget, in whole solutions' worth of tokens: low, medium, high, or a
-number. The checker only says at the end whether the answer is right, unless
---reward=checker lets the search see it.
+number; it means the same for every strategy. The checker only says at the end
+whether the answer is right, unless --reward=checker lets the search see it.
 """
 
 import dataclasses
@@ -24,7 +25,15 @@ from o1jax.solver import Solver
 from o1jax.tree_drawing import render_tree_text
 from o1jax.types import Problem, Verdict
 
-EFFORTS = {"low": 4, "medium": 16, "high": 64}
+# Fields of `config.evaluation` that belong to the comparison alone.
+_OF_COMPARISON = (
+  "num_problems",
+  "batch_size",
+  "interval",
+  "strategies",
+  "efforts",
+  "reward",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,37 +58,27 @@ class Session:
   """A trained policy and the searches compiled for it so far."""
 
   trained: load.Trained
-  solvers: dict[tuple[int, str], Solver] = dataclasses.field(
+  solvers: dict[tuple[str, int, str], Solver] = dataclasses.field(
     default_factory=dict
   )
 
-  def solver(self, effort: int, reward: str) -> Solver:
+  def solver(self, strategy: str, effort: int, reward: str) -> Solver:
     """The search of an effort; compiled once."""
-    if (effort, reward) not in self.solvers:
+    if (strategy, effort, reward) not in self.solvers:
       trained = self.trained
-      # Policies that were kept before a field was there lack it.
       options = trained.config.evaluation.to_dict()
-      self.solvers[effort, reward] = Solver(
+      self.solvers[strategy, effort, reward] = evaluation.solver_of_effort(
         trained.policy,
-        strategy="mcts",
+        trained.task,
+        trained.mesh,
+        strategy=strategy,
+        effort=effort,
         batch_size=mesh_lib.batch_ways(trained.mesh),
-        mesh=trained.mesh,
-        task=trained.task,
         reward=reward,
-        guidance=options.get("guidance"),
-        rule=options["rule"],
-        rule_options=options.get("rule_options"),
-        temperature=options["temperature"],
         steps_from_host=True,
-        **evaluation.strategy_options(
-          "mcts",
-          effort,
-          trained.policy.lengths.num_steps,
-          options["num_candidates"],
-          options.get("options", {}).get("mcts"),
-        ),
+        **{n: v for n, v in options.items() if n not in _OF_COMPARISON},
       )
-    return self.solvers[effort, reward]
+    return self.solvers[strategy, effort, reward]
 
 
 def load_default() -> Session:
@@ -91,6 +90,7 @@ def solve(
   session: Session,
   text: str,
   *,
+  strategy: str = "mcts",
   effort: str | int = "medium",
   reward: str = "value",
   seed: int = 0,
@@ -101,6 +101,7 @@ def solve(
   Args:
     session: a policy, as from `load_default`.
     text: the problem as the task reads it, such as "3 7 2 = 13".
+    strategy: how to search, see `Solver`.
     effort: "low", "medium", "high" or a number of solutions' worth of tokens.
     reward: "value", or "checker" to let the search see the checker.
     seed: of the search.
@@ -108,13 +109,14 @@ def solve(
 
   Raises:
     UserError: a malformed or unsolvable problem, one unlike those that the
-      policy was trained on, or an unknown effort.
+      policy was trained on, or an unknown strategy or effort.
   """
   trained = session.trained
   with config_lib.user_input():
     problem = trained.task.parse(text)
     _check_learned(trained, problem)
-    solver = session.solver(solutions_worth(effort), reward)
+    budget = evaluation.solutions_worth(effort)
+    solver = session.solver(strategy, budget, reward)
     (searched,) = solver(
       trained.params, jax.random.key(seed), [problem], watch=watch
     )
@@ -131,22 +133,6 @@ def solve(
   is_correct = {node: v.is_correct for node, v in verdicts.items()}
   record = tree_record(searched, is_correct, trained.iteration)
   return Solved(answer, verdict, record, dict(searched.cost))
-
-
-def solutions_worth(effort: str | int) -> int:
-  """The budget of an effort, in solutions.
-
-  Raises:
-    ValueError: neither a known word nor a whole number above 0.
-  """
-  if effort in EFFORTS:
-    return EFFORTS[effort]
-  if not str(effort).isdecimal() or int(effort) < 1:
-    raise ValueError(
-      f"effort {effort!r} is none of {', '.join(EFFORTS)}, nor a number of "
-      "solutions"
-    )
-  return int(effort)
 
 
 def _check_learned(trained: load.Trained, problem: Problem) -> None:
@@ -175,6 +161,7 @@ def define_flags() -> None:
     "workdir", "", "Run or policy folder; the policy that ships by default."
   )
   flags.DEFINE_integer("iteration", None, "A saved one of the run.")
+  flags.DEFINE_string("strategy", "mcts", "How to search.")
   flags.DEFINE_string("effort", "medium", "low, medium, high or a number.")
   flags.DEFINE_string("reward", "value", "value or checker.")
   flags.DEFINE_integer("seed", 0, "Of the search.")
@@ -195,6 +182,7 @@ def main(argv: list[str]) -> None:
   solved = solve(
     session,
     argv[1],
+    strategy=flags.FLAGS.strategy,
     effort=flags.FLAGS.effort,
     reward=flags.FLAGS.reward,
     seed=flags.FLAGS.seed,

@@ -110,7 +110,8 @@ class Solver:
         left out keep their defaults, see search/selection.py.
       select_by: how mcts answers, "outcome" or "visits".
       options: more keyword options of the strategy, such as `max_blocks` of
-        mcts or `max_tokens`; see its file in search/.
+        mcts or `max_tokens`; see its file in search/. `stop_threshold` and
+        `stop_patience` end a problem's search early, see search/stopping.py.
       temperature, top_k, top_p, min_p: how candidates are sampled.
       num_rollouts: continuations of every candidate of mcts.
       rollout_weight: weight of the rollouts in a candidate's value.
@@ -189,6 +190,7 @@ class Solver:
     strategy_options |= options or {}
     if granularity == "token":
       combinations.check_single_expansion(strategy_options)
+    combinations.check_stop_rules(strategy, strategy_options)
     self.strategy = strategies.make_strategy(name, model, **strategy_options)
     on_mesh = driver.over_mesh(self.strategy, mesh)
     self._select = jax.jit(on_mesh.select)

@@ -68,13 +68,14 @@ def test_the_command_prints_a_table_and_keeps_its_rows(workdir):
 
 
 def test_bad_numbers_end_with_one_line(workdir):
-  done = run("evaluate", f"--workdir={workdir}", "--efforts=4,0")
+  done = run("evaluate", f"--workdir={workdir}", "--efforts=low,0")
   assert done.returncode == 2 and done.stdout == ""
-  assert done.stderr == "error: --efforts takes whole numbers, not '0'\n"
-  assert evaluate._whole("0", "iterations") == 0
+  words = "effort '0' is none of low, medium, high, nor a number of solutions"
+  assert done.stderr == f"error: {words}\n"
+  assert evaluate._whole("0") == 0
   for text in ("many", "-1", "1.5", ""):
     with pytest.raises(config_lib.UserError, match=f"not '{text}'"):
-      evaluate._whole(text, "iterations")
+      evaluate._whole(text)
 
 
 @pytest.mark.parametrize(

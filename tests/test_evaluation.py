@@ -8,7 +8,12 @@ import pytest
 
 from o1jax import evaluation
 from o1jax import mesh as mesh_lib
-from o1jax.evaluation import Evaluator, bootstrap_interval, strategy_options
+from o1jax.evaluation import (
+  Evaluator,
+  bootstrap_interval,
+  solutions_worth,
+  strategy_options,
+)
 from o1jax.searched import FoundSolution, Searched
 from policies import ToyTask, tiny_policy
 
@@ -52,6 +57,48 @@ def test_an_effort_below_one_expansion_is_refused():
 def test_an_effort_that_is_no_count_is_refused(effort):
   with pytest.raises(ValueError, match="whole number above 0"):
     strategy_options("best_of_n", effort, 3, 4)
+
+
+def test_efforts_are_words_or_numbers():
+  words = [solutions_worth(word) for word in ("low", "medium", "high")]
+  assert words == sorted(words)
+  assert solutions_worth("7") == solutions_worth(7) == 7
+  for effort in ("huge", "0", -1, "1.5", ""):
+    with pytest.raises(ValueError, match="none of low, medium, high"):
+      solutions_worth(effort)
+
+
+@pytest.mark.parametrize("num_revisions", [0, 1, 3, 7, 20])
+def test_one_option_turns_parallel_into_sequential(num_revisions):
+  """From best-of-N to one chain of N, never more answers than N."""
+  effort = 8
+  options = strategy_options(
+    "revision", effort, 2, 4, {"num_revisions": num_revisions}
+  )
+  length = 1 + options["num_revisions"]
+  assert length == min(1 + num_revisions, effort)
+  chains = options["options"]["num_chains"]
+  assert effort - length < chains * length <= effort
+  assert chains == {0: 8, 1: 4, 3: 2, 7: 1, 20: 1}[num_revisions]
+
+
+def test_best_of_n_in_rounds_draws_as_many():
+  options = strategy_options("best_of_n", 12, 2, 4, {"num_rounds": 3})
+  assert options == {"num_candidates": 4, "options": {"num_rounds": 3}}
+
+
+@pytest.mark.parametrize(
+  "strategy, options, words",
+  [
+    ("revision", {"num_chains": 9}, "options.revision.num_chains=9: it follow"),
+    ("beam", {"width": 9}, "options.beam.width=9: it follows from the effort"),
+    ("best_of_n", {"num_rounds": 3}, "num_rounds=3: give a whole number that"),
+    ("best_of_n", {"num_rounds": 0}, "num_rounds=0: give a whole number that"),
+  ],
+)
+def test_options_that_break_the_budget_are_refused(strategy, options, words):
+  with pytest.raises(ValueError, match=words):
+    strategy_options(strategy, 8, 2, 4, options)
 
 
 def test_the_interval_is_the_binomials_where_values_are_0_and_1():
@@ -123,7 +170,11 @@ def test_accuracy_is_of_the_selected_and_coverage_of_any(monkeypatch):
   row, same = judge.measure(None, [problem] * 5, "best_of_n", 2, None)
   assert same is searched
   assert row["accuracy"] == 1 / 5 and row["coverage"] == 2 / 5
-  assert row["tokens"] == 10 and row["verifier_requests"] == 3
+  assert (
+    row["tokens"] == 10
+    and row["tokens_spread"] == 0
+    and row["verifier_requests"] == 3
+  )
   assert row["num_problems"] == 5 and 0 <= row["seconds"] < 0.5
   interval = (row["accuracy_low"], row["accuracy_high"])
   assert interval == bootstrap_interval(np.array([1, 0, 0, 0, 0]))
@@ -157,12 +208,14 @@ def test_the_table_has_a_line_for_every_row():
     "accuracy_high": 0.754,
     "coverage": 1.0,
     "tokens": 123.45,
+    "tokens_spread": 6.78,
     "verifier_requests": 0.0,
     "seconds": 1.5,
   }
   head, line = evaluation.format_rows([row]).split("\n")
   assert head.split()[:3] == ["strategy", "budget", "accuracy"]
   assert line.split() == (
-    ["mcts", "16", "50.0%", "25.0%-75.4%", "100.0%", "123.5", "0.0", "1.50"]
+    ["mcts", "16", "50.0%", "25.0%-75.4%", "100.0%"]
+    + ["123.5", "6.8", "0.0", "1.50"]
   )
   assert len(head) == len(line)

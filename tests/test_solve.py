@@ -128,10 +128,20 @@ def test_bad_problems_and_efforts_are_refused(text, effort, words):
   assert words in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_efforts_are_words_or_numbers():
-  words = [solving.solutions_worth(word) for word in ("low", "medium", "high")]
-  assert words == sorted(words)
-  assert solving.solutions_worth("7") == solving.solutions_worth(7) == 7
+@pytest.mark.parametrize("strategy", ["best_of_n", "majority_vote"])
+def test_an_effort_is_the_same_for_every_strategy(strategy):
+  tokens = []
+  for effort in (2, 4):
+    answer = solving.solve(
+      session(), "3 7 2 = 13", strategy=strategy, effort=effort
+    )
+    assert len(answer.tree["nodes"]) == 1 + effort
+    tokens.append(answer.cost["generated_tokens"])
+  lengths = session().trained.policy.lengths
+  per_solution = lengths.num_steps * lengths.step_tokens
+  assert 0 < tokens[0] < tokens[1] <= 4 * per_solution
+  with pytest.raises(config_lib.UserError, match="strategy='guess'"):
+    solving.solve(session(), "3 7 2 = 13", strategy="guess")
 
 
 def test_control_characters_of_a_text_do_not_reach_the_terminal(capsys):

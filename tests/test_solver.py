@@ -415,6 +415,18 @@ def test_a_tree_becomes_plain_values():
       "guidance.log_prob with strategy='mctsr'",
     ),
     ({"strategy": "revision", "num_revisions": -1}, "num_revisions=-1"),
+    ({"options": {"stop_patience": 0}}, "stop_patience=0: give at least 1"),
+    (
+      {"strategy": "best_of_n", "options": {"stop_patience": 9}},
+      "best_of_n expands once and has nothing to stop",
+    ),
+    (
+      {
+        "strategy": "majority_vote",
+        "options": {"num_rounds": 2, "stop_threshold": 0.5},
+      },
+      "stop_threshold=0.5: strategy='majority_vote' answers by counting",
+    ),
   ],
 )
 def test_bad_fields_are_refused(options, words):
