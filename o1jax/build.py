@@ -43,7 +43,15 @@ GROUPS = {
   "network": (TransformerConfig, {"vocab_size"}),
   "search": (
     Solver,
-    {"policy", "mesh", "task", "steps_from_host", "guidance_functions"},
+    {
+      "policy",
+      "mesh",
+      "task",
+      "steps_from_host",
+      "guidance_functions",
+      "text_functions",
+      "classes_fn",
+    },
   ),
   "learn.optimizer": (make_optimizer, {"total_updates"}),
   "experience": (Experience, set()),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from o1jax.search import strategies
+from o1jax.search.host_guidance import READ_ROLLOUTS
 from o1jax.step_shape import GRANULARITIES
 
 REWARDS = ("checker", "value")
@@ -41,16 +42,25 @@ def check_combination(
   ):
     if value not in known:
       raise ValueError(f"{field}={value!r}: choose one of {', '.join(known)}")
-  if bool(rollout_weight) != bool(num_rollouts):
+  readers = [n for n in READ_ROLLOUTS if guidance and guidance.get(n)]
+  is_read = bool(rollout_weight or readers)
+  is_lacking = rollout_weight and not num_rollouts
+  if is_lacking or (num_rollouts and not is_read):
     raise ValueError(
       f"num_rollouts={num_rollouts} and rollout_weight={rollout_weight}: set "
-      "both above 0, or both to 0"
+      "both above 0, or both to 0; rollouts without a weight of their own are "
+      f"for guidance.{' and guidance.'.join(READ_ROLLOUTS)}"
     )
   taken = strategies.option_names(search_name(strategy))
-  if num_rollouts and "rollout_weight" not in taken:
+  if rollout_weight and "rollout_weight" not in taken:
     raise ValueError(
-      f"num_rollouts={num_rollouts}: strategy={strategy!r} does not read "
-      "rollouts; set num_rollouts and rollout_weight to 0"
+      f"rollout_weight={rollout_weight}: strategy={strategy!r} does not read "
+      "rollouts; set rollout_weight to 0"
+    )
+  if num_rollouts and strategy in (*WHOLE, *REVISIONS):
+    raise ValueError(
+      f"num_rollouts={num_rollouts}: the candidates of strategy={strategy!r} "
+      "are whole solutions, which leave nothing to roll out; set it to 0"
     )
   if granularity == "token" and strategy in (
     "speculative_rejection",
@@ -65,13 +75,52 @@ def check_combination(
     for field, value, what in (
       ("reward", reward, "checker"),
       ("strategy", strategy, "mctsr"),
-      ("num_rollouts", bool(num_rollouts), True),
+      ("rollout_weight", rollout_weight > 0, True),
     ):
       if value == what:
         raise ValueError(
           f"guidance.log_prob with {field}={value!r}: a log-prob is below any "
           "outcome; use guidance.mean_prob, which is in [0, 1]"
         )
+
+
+def check_says(
+  strategy: str,
+  reward: str,
+  num_rollouts: int,
+  guidance: Mapping[str, float],
+) -> None:
+  """Refuses guidances of which none has a word for some of the candidates.
+
+  Args:
+    strategy: its name.
+    reward: its name.
+    num_rollouts: of each candidate.
+    guidance: weights by name.
+
+  Raises:
+    ValueError: what to change.
+  """
+  names = {name for name, weight in guidance.items() if weight}
+  if "semantic_entropy" in names and num_rollouts < 2:
+    raise ValueError(
+      f"guidance.semantic_entropy with num_rollouts={num_rollouts}: it is that "
+      "of a candidate's rollouts; set num_rollouts to 2 or more, with a "
+      "strategy that grows solutions step by step"
+    )
+  of_finished = names - {"semantic_entropy"}
+  if reward == "value" and not of_finished:
+    raise ValueError(
+      "guidance.semantic_entropy says nothing of finished solutions: give "
+      "another guidance a weight too, or set reward='checker'"
+    )
+  is_grown = strategy not in (*WHOLE, *REVISIONS)
+  if is_grown and names == {"self_consistency"} and not num_rollouts:
+    raise ValueError(
+      "guidance.self_consistency says nothing of unfinished solutions without "
+      "rollouts: set num_rollouts to 1 or more, or give another guidance a "
+      "weight too"
+    )
 
 
 def check_single_expansion(options: Mapping[str, Any]) -> None:

@@ -29,6 +29,13 @@ from o1jax.policy import sample
 from o1jax.reward.outcome import Verifier
 from o1jax.search import driver, strategies, voting
 from o1jax.search.guidance import Guidance
+from o1jax.search.host_guidance import (
+  Classes,
+  HostGuide,
+  Readers,
+  TextGuidance,
+  split_weights,
+)
 from o1jax.search.selection import check_options
 from o1jax.search.tree import NO_NODE
 from o1jax.searched import FoundSolution, Searched
@@ -55,6 +62,8 @@ class Solver:
     reward: str = "value",
     guidance: Mapping[str, float] | None = None,
     guidance_functions: Mapping[str, Guidance] | None = None,
+    text_functions: Mapping[str, TextGuidance] | None = None,
+    classes_fn: Classes | None = None,
     num_workers: int = 0,
     granularity: str = "step",
     num_revisions: int = 3,
@@ -89,8 +98,14 @@ class Solver:
       reward: what judges a finished solution: "checker", or "value" for the
         guidance's own score.
       guidance: weights by name of what scores candidates, see
-        search/guidance.py; None for the value head alone.
+        search/guidance.py and search/host_guidance.py; None for the value head
+        alone.
       guidance_functions: guidances of one's own by name.
+      text_functions: those that read texts, `(problem, texts) -> scores`, as
+        outcome and process rewards do: texts are whole solutions and
+        beginnings of them.
+      classes_fn: `(problem, solutions) -> labels`, the classes of semantic
+        entropy; None for the task's answers.
       num_workers: processes to check in; 0 checks in this one. With processes
         a batch is searched as two halves, where these divide over the mesh:
         the device works on one while the texts of the other are checked.
@@ -113,8 +128,10 @@ class Solver:
         mcts or `max_tokens`; see its file in search/. `stop_threshold` and
         `stop_patience` end a problem's search early, see search/stopping.py.
       temperature, top_k, top_p, min_p: how candidates are sampled.
-      num_rollouts: continuations of every candidate of mcts.
-      rollout_weight: weight of the rollouts in a candidate's value.
+      num_rollouts: continuations of every candidate, where something reads
+        them.
+      rollout_weight: of mcts and reroot, weight of the rollouts' outcomes in a
+        candidate's value.
       memory: "tree" or "tokens"; see `step_model`.
       cache: fields of `node_store.CacheOptions` that make the tree memory
         smaller: `dtype`, `window`, `num_sinks`.
@@ -128,14 +145,20 @@ class Solver:
       strategy, granularity, reward, guidance, num_rollouts, rollout_weight
     )
     check_options("the search's cache", CacheOptions, cache or {})
+    on_device, on_host = split_weights(
+      guidance, guidance_functions, text_functions
+    )
+    if on_host:
+      combinations.check_says(strategy, reward, num_rollouts, guidance)
     mesh_lib.check_divides("batch_size", batch_size, mesh)
     self.batch_size = batch_size
     self._policy = policy
     self._task = task
     self._mesh = mesh
-    self._verifier = None
-    if reward == "checker":
-      self._verifier = Verifier(task.check, num_workers=num_workers)
+    is_checked = reward == "checker"
+    self._verifier = Verifier(
+      task.check, num_workers=num_workers if is_checked else 0
+    )
     self._votes = strategy == "majority_vote"
     self._revises = strategy in combinations.REVISIONS
     is_tree = strategy not in combinations.WHOLE
@@ -167,7 +190,7 @@ class Solver:
       cache=CacheOptions(**cache or {}),
       merge_duplicates=is_tree and strategy not in combinations.SIDE_BY_SIDE,
       num_rollouts=num_rollouts if is_tree else 0,
-      guidance=guidance,
+      guidance=on_device,
       guidance_functions=guidance_functions,
     )
     shared = dict(
@@ -195,16 +218,29 @@ class Solver:
     on_mesh = driver.over_mesh(self.strategy, mesh)
     self._select = jax.jit(on_mesh.select)
     # Two halves, where the device would wait for other processes' verdicts.
-    is_split = self._verifier is not None and num_workers > 0
+    is_split = is_checked and num_workers > 0
     ways = 2 * mesh_lib.batch_ways(mesh)
     self._num_parts = 2 if is_split and batch_size % ways == 0 else 1
+    guide = None
+    if on_host:
+      guide = HostGuide(
+        on_host,
+        sum(on_device.values()) if on_device else 0.0,
+        Readers(
+          task.heuristic, self._read_answers, classes_fn or self._read_answers
+        ),
+        text_functions,
+        is_checked=is_checked,
+      )
     self._judge = Judge(
       lambda tokens: self._answer(policy.tokenizer.decode(tokens.tolist())),
       eos_id=policy.tokenizer.eos_id,
       max_depth=shape.max_depth,
-      verifier=self._verifier,
+      verifier=self._verifier if is_checked else None,
+      checks_rollouts=rollout_weight > 0,
+      guide=guide,
     )
-    if self._verifier is not None or steps_from_host:
+    if is_checked or on_host or steps_from_host:
       self._search = driver.run_with_host(on_mesh, self._judge)
     else:
       search = driver.run_on_device(on_mesh)
@@ -214,8 +250,7 @@ class Solver:
 
   def close(self) -> None:
     """Ends the processes that check."""
-    if self._verifier is not None:
-      self._verifier.close()
+    self._verifier.close()
 
   def __call__(
     self,
@@ -289,12 +324,20 @@ class Solver:
     self, problem: Problem, solutions: Sequence[FoundSolution]
   ) -> int | None:
     """The first solution with the answer that most solutions give."""
+    read = self._read_answers(problem, [s.text for s in solutions])
     answers = [
-      self._task.check(problem, s.text).answer if s.is_finished else None
-      for s in solutions
+      answer if solution.is_finished else None
+      for solution, answer in zip(solutions, read, strict=True)
     ]
     winner = voting.vote(answers)
     return None if winner is None else answers.index(winner)
+
+  def _read_answers(
+    self, problem: Problem, texts: Sequence[str]
+  ) -> list[str | None]:
+    """Answers in the task's normal form; whether they are right is not read."""
+    verdicts = self._verifier.check([problem] * len(texts), texts)
+    return [verdict.answer for verdict in verdicts]
 
   def _answer(self, text: str) -> str:
     """The solution that the text of a path ends with."""

@@ -14,13 +14,17 @@ from o1jax.combinations import (
   WHOLE,
 )
 from o1jax.evaluation import strategy_options
-from o1jax.search.guidance import GUIDANCES
+from o1jax.search.guidance import GUIDANCES as ON_DEVICE
+from o1jax.search.host_guidance import HOST_GUIDANCES
 from o1jax.solver import Solver
 from policies import ToyTask, tiny_params, tiny_policy
 
 EFFORT, BATCH = 4, 4
 TASK = ToyTask(num_numbers=3, min_number=1, max_number=9)
 REWARDS = ("value", "checker")
+GUIDANCES = (*ON_DEVICE, *HOST_GUIDANCES)
+# Those that leave some candidates to others, here to the value.
+IN_COMPANY = ("self_consistency", "semantic_entropy")
 NOT_OF_TOKENS = ("speculative_rejection", "treebon")
 PROBLEMS = TASK.heldout_problems(BATCH)
 
@@ -44,7 +48,10 @@ def all_cells():
         cell = (*cell[:3], "value")
       if granularity == "token" and strategy in NOT_OF_TOKENS:
         cell = (*cell[:2], "segment", cell[3])
-      if cell[:2] != ("mctsr", "log_prob"):
+      if cell[:2] == ("mctsr", "log_prob"):
+        continue
+      # Whole solutions have no rollouts.
+      if guidance != "semantic_entropy" or strategy in trees():
         cells.append(cell)
   return cells
 
@@ -60,8 +67,8 @@ def is_refused(a, b):
 def is_quick(cell):
   """One cell a strategy, guidances taking turns."""
   strategy, guidance, *_ = cell
-  names = list(GUIDANCES)
-  return names.index(guidance) == STRATEGIES.index(strategy) % len(names)
+  turn = STRATEGIES.index(strategy) % len(GUIDANCES)
+  return GUIDANCES.index(guidance) == turn
 
 
 @pytest.mark.parametrize(
@@ -85,6 +92,7 @@ def test_a_combination_searches_and_answers_with_its_best(cell):
       budget |= {"num_expansions": 12, "num_simulations": 30}
     if "num_root_blocks" in budget.get("options", {}):
       budget["options"]["num_root_blocks"] = 1
+  company = {"value": 1.0} if guidance in IN_COMPANY else {}
   search = Solver(
     policy,
     strategy=strategy,
@@ -92,7 +100,8 @@ def test_a_combination_searches_and_answers_with_its_best(cell):
     mesh=mesh_lib.make_mesh({"data": 1}),
     task=TASK,
     reward=reward,
-    guidance={guidance: 1.0},
+    guidance={guidance: 1.0} | company,
+    num_rollouts=2 if guidance == "semantic_entropy" else 0,
     granularity=granularity,
     **budget,
   )
@@ -128,7 +137,7 @@ def cell_pairs():
 
 
 def test_the_cells_cover_all_pairs():
-  factors = [STRATEGIES, tuple(GUIDANCES), GRANULARITIES, REWARDS]
+  factors = [STRATEGIES, GUIDANCES, GRANULARITIES, REWARDS]
   for i, j in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)):
     for a in trees() if i == 0 else factors[i]:
       for b in factors[j]:

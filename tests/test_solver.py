@@ -405,6 +405,31 @@ def test_a_tree_becomes_plain_values():
       {"strategy": "beam", "num_rollouts": 1, "rollout_weight": 1.0},
       "strategy='beam' does not read rollouts",
     ),
+    (
+      {"strategy": "beam", "num_rollouts": 1},
+      "num_rollouts=1 and .* are for guidance.self_consistency and",
+    ),
+    (
+      {
+        "strategy": "revision",
+        "num_rollouts": 2,
+        "guidance": {"semantic_entropy": 1.0, "value": 1.0},
+      },
+      "num_rollouts=2: the candidates of strategy='revision' are whole",
+    ),
+    (
+      {"guidance": {"semantic_entropy": 1.0, "value": 1.0}},
+      "guidance.semantic_entropy with num_rollouts=0",
+    ),
+    (
+      {"guidance": {"semantic_entropy": 1.0}, "num_rollouts": 2},
+      "guidance.semantic_entropy says nothing of finished solutions",
+    ),
+    (
+      {"guidance": {"self_consistency": 1.0}},
+      "guidance.self_consistency says nothing of unfinished solutions",
+    ),
+    ({"guidance": {"heuristics": 1.0}}, "did you mean 'heuristic'"),
     ({"strategy": "beam"}, "strategy 'beam' needs the option 'width'"),
     (
       {"guidance": {"log_prob": 1.0}, "reward": "checker"},

@@ -12,7 +12,7 @@ from o1jax.search.contracts import (
   StepModel,
   Strategy,
 )
-from o1jax.search.driver import run_on_device, run_with_host
+from o1jax.search.driver import Told, run_on_device, run_with_host
 from o1jax.search.strategies import make_strategy
 from o1jax.search.tree import (
   NO_NODE,
@@ -32,6 +32,7 @@ __all__ = [
   "NO_PARENT",
   "ROOT",
   "SearchState",
+  "Told",
   "StepModel",
   "Strategy",
   "Tree",

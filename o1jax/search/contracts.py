@@ -5,7 +5,7 @@ tree per problem with it. No host callback runs inside a compiled program, so a
 round is cut in two where the host may have to speak:
 
   propose  chooses the nodes to expand and expands them in one batched call;
-  absorb   takes the outcomes in (the device's, or a checker's from the host)
+  absorb   takes the scores in (the device's, or those of the host; driver.py)
            and does all the bookkeeping that needs no further expansion.
 
 W is the number of leaves that a tree expands in one round (1 unless the search

@@ -1,13 +1,13 @@
 """Drivers: the same strategy as one compiled loop, or stepped from the host.
 
-With equal outcomes both give equal trees, up to the last bit of the statistics
+With equal scores both give equal trees, up to the last bit of the statistics
 (two programs may round differently). From the host, `propose` of one batch
-runs on the device while the host judges the outcomes of another. All batches
+runs on the device while the host judges the candidates of another. All batches
 share one key: a problem's own derives from its seed.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,33 @@ from jax.sharding import Mesh, PartitionSpec
 from o1jax import mesh as mesh_lib
 from o1jax.search.contracts import SearchState, Strategy
 from o1jax.types import ProblemBatch
+
+
+class Told(NamedTuple):
+  """What the host says of the candidates of a round.
+
+  Each is `[B, W, A]`, or None; NaN where the device's own number stands.
+
+  Attributes:
+    outcome: final outcomes, in place of `Expansion.outcome`.
+    value: expected returns of candidates that are not finished, in place of
+      `Expansion.value`.
+  """
+
+  outcome: Any = None
+  value: Any = None
+
+
+def take_in(state: SearchState, told: Told | None) -> tuple[SearchState, Any]:
+  """The state and the outcome that `absorb` is to see; pure."""
+  if told is None:
+    return state, None
+  if told.value is not None:
+    expansion = state.expansion
+    value = jnp.asarray(told.value, expansion.value.dtype)
+    value = jnp.where(jnp.isnan(value), expansion.value, value)
+    state = state.replace(expansion=expansion.replace(value=value))
+  return state, told.outcome
 
 
 def run_on_device(strategy: Strategy) -> Callable[..., SearchState]:
@@ -37,20 +64,23 @@ def run_on_device(strategy: Strategy) -> Callable[..., SearchState]:
 
 
 def run_with_host(
-  strategy: Strategy, outcome_fn: Callable[[SearchState, int], Any]
+  strategy: Strategy,
+  host_fn: Callable[[SearchState, int], Any],
+  take_in: Callable[[SearchState, Any], tuple[SearchState, Any]] = take_in,
 ) -> Callable[..., list[SearchState]]:
   """`(params, key, batches) -> states`, stepped from the host.
 
   Args:
     strategy: the search.
-    outcome_fn: `(state, index of the batch) -> outcome` on the host, called
-      between `propose` and `absorb`; see `Strategy.absorb` for its shape. None
-      leaves a round to the device. It must not keep the state's arrays: they
-      are donated next.
+    host_fn: `(state, index of the batch) -> Told` on the host, called between
+      `propose` and `absorb`; None leaves a round to the device. It must not
+      keep the state's arrays: they are donated next.
+    take_in: `(state, told) -> (state, outcome)`, what becomes of it on the
+      device; compiled together with `absorb`.
 
   Returns:
     A function of the parameters, one key and batches of one size. While
-    `outcome_fn` judges one batch, the device works on the others: give it two
+    `host_fn` judges one batch, the device works on the others: give it two
     half-batches rather than one where judging takes long. A batch's result
     does not depend on the others.
   """
@@ -61,8 +91,9 @@ def run_with_host(
     state = strategy.propose(params, state)
     return state.replace(expansion=None), state.expansion
 
-  def absorb(state, expansion, outcome):
-    return strategy.absorb(state.replace(expansion=expansion), outcome)
+  def absorb(state, expansion, told):
+    state, outcome = take_in(state.replace(expansion=expansion), told)
+    return strategy.absorb(state, outcome)
 
   # The expansion comes and goes; only what both halves share can be donated.
   propose = jax.jit(propose, donate_argnums=1)
@@ -78,8 +109,8 @@ def run_with_host(
     while proposed:
       for i in list(proposed):
         state, expansion = proposed.pop(i)
-        outcome = outcome_fn(state.replace(expansion=expansion), i)
-        states[i] = absorb(state, expansion, outcome)
+        told = host_fn(state.replace(expansion=expansion), i)
+        states[i] = absorb(state, expansion, told)
         if not is_done(states[i]):
           proposed[i] = propose(params, states[i])
     return states

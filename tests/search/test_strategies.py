@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from o1jax.search.best_first import prior_cost
-from o1jax.search.driver import run_on_device, run_with_host
+from o1jax.search.driver import Told, run_on_device, run_with_host
 from o1jax.search.strategies import make_strategy
 from o1jax.search.tree import NO_NODE, ROOT, UNEXPANDED
 from oracles import visits_by_path
@@ -141,13 +141,13 @@ def test_the_host_steps_to_the_same_trees(name):
     batches = [problems(ROOTS), problems(ROOTS + 8)]
     expected = [search(params, key, batch) for batch in batches]
 
-    def outcome_fn(state, batch):
+    def host_fn(state, batch):
       np.testing.assert_array_equal(
         state.node_state[0][:, ROOT], batches[batch].tokens[:, 0]
       )
-      return np.asarray(state.expansion.outcome)
+      return Told(outcome=np.asarray(state.expansion.outcome))
 
-    states = run_with_host(strategy, outcome_fn)(params, key, batches)
+    states = run_with_host(strategy, host_fn)(params, key, batches)
     for state, device in zip(states, expected, strict=True):
       assert state.expansion is None
       state = state.replace(tree_keys=None)
@@ -159,6 +159,28 @@ def test_the_host_steps_to_the_same_trees(name):
         np.testing.assert_allclose(left, right, rtol=1e-14)
 
 
+def test_values_that_the_host_says_are_those_of_another_world():
+  with jax.enable_x64(True):
+    strategy, search = STRATEGIES["best_first"]()
+    params, key = with_noise(world(), 0), jax.random.key(0)
+    plain = search(params, key, problems(ROOTS)).tree
+
+    def changed(value):
+      return np.where(np.asarray(value) < 0.4, value, 1.0 - np.asarray(value))
+
+    def host_fn(state, _):
+      value = np.asarray(state.expansion.value)
+      return Told(value=np.where(value < 0.4, np.nan, changed(value)))
+
+    (state,) = run_with_host(strategy, host_fn)(params, key, [problems(ROOTS)])
+    params = params | {"value": changed(params["value"])}
+    other = search(params, key, problems(ROOTS)).tree
+    for field in ("parent", "is_valid", "value", "reward"):
+      found, expected = getattr(state.tree, field), getattr(other, field)
+      np.testing.assert_allclose(found[:, 1:], expected[:, 1:], rtol=1e-14)
+    assert np.any(plain.parent != other.parent)
+
+
 def test_host_outcomes_count_where_they_are_numbers_in_one_trace():
   model = table_model(4)
   traces = []
@@ -167,13 +189,13 @@ def test_host_outcomes_count_where_they_are_numbers_in_one_trace():
     traces.append(1)
     return model.step_fn(*args)
 
-  def outcome_fn(state, _):
+  def host_fn(state, _):
     outcome = np.full(state.expansion.outcome.shape, np.nan)
     outcome[..., 1] = 2.0
-    return outcome[:, 0]
+    return Told(outcome=outcome[:, 0])
 
   strategy = make_strategy("best_of_n", model._replace(step_fn=step_fn))
-  search = run_with_host(strategy, outcome_fn)
+  search = run_with_host(strategy, host_fn)
   graph = random_graph(6, terminal_rate=0.7)
   for seed in range(2):
     (state,) = search(graph.params, jax.random.key(seed), [problems(ROOTS)])
