@@ -82,7 +82,8 @@ def strategy_options(
       revisions is spent one after another: 0 draws all answers side by side,
       effort - 1 draws one chain (Snell et al., arXiv 2408.03314, Section 6).
       `num_rounds` draws the solutions of best-of-N in as many rounds, between
-      which a stop rule may end it.
+      which a stop rule may end it. `answer_by` and `fold` are those of
+      `Solver`.
 
   Raises:
     ValueError: the effort is no count, or does not pay for one expansion, or
@@ -96,7 +97,9 @@ def strategy_options(
     )
   num_candidates = more.pop("num_candidates", num_candidates)
   num_revisions = more.pop("num_revisions", MAX_REVISIONS)
+  answer = {n: more.pop(n) for n in ("answer_by", "fold") if n in more}
   budget = _budget(strategy, effort, num_steps, num_candidates, num_revisions)
+  budget |= answer
   if strategy in ("best_of_n", "majority_vote") and "num_rounds" in more:
     num_rounds = more["num_rounds"]
     if type(num_rounds) is not int or num_rounds < 1 or effort % num_rounds:

@@ -5,12 +5,14 @@ shares.
   search      one strategy on the mesh; with the checker as reward it is stepped
               from the host, else it is one compiled loop
   read        the trees back on the host, every finished solution as text
-  answer      with the solution that the strategy selects, or by vote
+  answer      with the solution that the strategy selects, or as answering.py
+              has it
 
 A search uses the checker only where the config says that the checker is its
 reward; its requests are then counted as the search's own.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from o1jax import combinations, step_shape
+from o1jax import answering, combinations, step_shape
 from o1jax import mesh as mesh_lib
 from o1jax import searched as searched_lib
 from o1jax import step_model as step_model_lib
@@ -27,7 +29,7 @@ from o1jax.judging import Judge, Watch
 from o1jax.node_store import CacheOptions
 from o1jax.policy import sample
 from o1jax.reward.outcome import Verifier
-from o1jax.search import driver, strategies, voting
+from o1jax.search import driver, strategies
 from o1jax.search.guidance import Guidance
 from o1jax.search.host_guidance import (
   Classes,
@@ -38,7 +40,7 @@ from o1jax.search.host_guidance import (
 )
 from o1jax.search.selection import check_options
 from o1jax.search.tree import NO_NODE
-from o1jax.searched import FoundSolution, Searched
+from o1jax.searched import Searched
 from o1jax.tasks.task import Task
 from o1jax.types import Problem
 
@@ -76,6 +78,8 @@ class Solver:
     rule: str = "puct",
     rule_options: Mapping[str, Any] | None = None,
     select_by: str = "outcome",
+    answer_by: str = "search",
+    fold: str = "last",
     options: Mapping[str, Any] | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -123,7 +127,11 @@ class Solver:
       rule: selection rule of mcts.
       rule_options: its constants, such as `dirichlet_fraction` of puct; those
         left out keep their defaults, see search/selection.py.
-      select_by: how mcts answers, "outcome" or "visits".
+      select_by: how mcts selects, "outcome" or "visits".
+      answer_by: which solution is answered with: "search", the one that the
+        strategy selects; "score", "vote" or "weighted_vote", see answering.py.
+      fold: how the scores of its steps make that of a solution: "last", "min",
+        "product" or "mean".
       options: more keyword options of the strategy, such as `max_blocks` of
         mcts or `max_tokens`; see its file in search/. `stop_threshold` and
         `stop_patience` end a problem's search early, see search/stopping.py.
@@ -144,6 +152,7 @@ class Solver:
     combinations.check_combination(
       strategy, granularity, reward, guidance, num_rollouts, rollout_weight
     )
+    answering.check_answering(strategy, answer_by, fold, guidance)
     check_options("the search's cache", CacheOptions, cache or {})
     on_device, on_host = split_weights(
       guidance, guidance_functions, text_functions
@@ -159,7 +168,8 @@ class Solver:
     self._verifier = Verifier(
       task.check, num_workers=num_workers if is_checked else 0
     )
-    self._votes = strategy == "majority_vote"
+    self._answer_by = "vote" if strategy == "majority_vote" else answer_by
+    self._fold = fold
     self._revises = strategy in combinations.REVISIONS
     is_tree = strategy not in combinations.WHOLE
     if self._revises:
@@ -313,24 +323,17 @@ class Solver:
     solutions = searched_lib.read_solutions(
       nodes, self._policy.tokenizer.decode, self._answer
     )
-    if self._votes:
-      chosen = self._vote(problem, solutions)
-    else:
+    if self._answer_by == "search":
       index = {solution.node: j for j, solution in enumerate(solutions)}
       chosen = index[selected] if selected != NO_NODE else None
+    else:
+      chosen = answering.choose(
+        solutions,
+        [answering.folded_score(nodes, s, self._fold) for s in solutions],
+        functools.partial(self._read_answers, problem),
+        self._answer_by,
+      )
     return Searched(problem, solutions, chosen, nodes, cost)
-
-  def _vote(
-    self, problem: Problem, solutions: Sequence[FoundSolution]
-  ) -> int | None:
-    """The first solution with the answer that most solutions give."""
-    read = self._read_answers(problem, [s.text for s in solutions])
-    answers = [
-      answer if solution.is_finished else None
-      for solution, answer in zip(solutions, read, strict=True)
-    ]
-    winner = voting.vote(answers)
-    return None if winner is None else answers.index(winner)
 
   def _read_answers(
     self, problem: Problem, texts: Sequence[str]

@@ -22,8 +22,8 @@ FLOORS = (
   "types mesh metrics checkpoint config jsonl records drawing calibration",
   "tasks policy reward search learning experience",
   "encoding step_shape node_store step_model",
-  "combinations searched judging solver allocation evaluation report "
-  "tree_drawing rows build load studies",
+  "combinations searched answering judging solver allocation evaluation "
+  "report tree_drawing rows build load studies",
   "iterate",
   "main evaluate solve export study",
 )
