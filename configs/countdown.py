@@ -100,6 +100,8 @@ def get_config(arg=None):
     ConfigDict()
   )  # its constants; see o1jax/search/selection.py
   config.search.select_by = "outcome"  # outcome or visits
+  config.search.answer_by = "search"  # search, score, vote or weighted_vote
+  config.search.fold = "last"  # of scores of steps: last, min, product, mean
   config.search.options = ConfigDict()  # more of the strategy
   config.search.reward = "checker"  # checker or value
   config.search.guidance = ConfigDict({"value": 1.0})  # weights by name
