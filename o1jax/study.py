@@ -3,12 +3,15 @@
   python -m o1jax.study --study=search --workdir=runs/countdown
   python -m o1jax.study --study=search --workdir=runs/countdown --seeds=5
   python -m o1jax.study --study=guidance --workdir=runs/countdown
-  python -m o1jax.study --study=search --workdir=W --problems=games.txt
+  python -m o1jax.study --study=search --workdir=W --problems=games.jsonl
+  python -m o1jax.study --study=legal_play --workdir=W --problems=games.jsonl
 
 Each cell is kept as soon as it is measured, in W/studies/<name>/, and is not
 measured again for the same policy and problems: run again, a study goes on.
+The study legal_play has no policy: its workdir may be any folder.
 """
 
+import json
 import pathlib
 from collections.abc import Sequence
 
@@ -18,7 +21,8 @@ from o1jax import build, load, studies
 from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 from o1jax.studies import runner
-from o1jax.studies.context import Context
+from o1jax.studies.context import Context, TaskContext
+from o1jax.tasks import make_task
 from o1jax.tasks.task import Task, require_known
 from o1jax.types import Problem
 
@@ -30,10 +34,13 @@ def define_flags() -> None:
   flags.DEFINE_string("study", None, f"One of {', '.join(studies.STUDIES)}.")
   flags.DEFINE_string("workdir", None, "Folder of the run.")
   flags.DEFINE_integer("iteration", None, "A saved one; the last by default.")
-  flags.DEFINE_integer("seeds", 3, "Seeds that each cell is measured with.")
+  flags.DEFINE_integer("seeds", 1, "Seeds that each cell is measured with.")
   flags.DEFINE_string(
-    "problems", None, "File of problems, one a line; held-out ones by default."
+    "problems",
+    None,
+    "File of problems, one a line as text or JSON; held-out ones by default.",
   )
+  flags.DEFINE_string("task", "game24", "Of a study without a policy.")
   flags.DEFINE_integer(
     "num_problems",
     None,
@@ -62,20 +69,24 @@ def main(argv: list[str]) -> None:
   with config_lib.user_input():
     require_known("study", values.study, list(studies.STUDIES))
   mesh_lib.enable_compilation_cache(values.compilation_cache)
-  workdir = pathlib.Path(values.workdir)
-  mesh = build.evaluation_devices(config_lib.config_of_workdir(workdir))
-  trained = load.from_workdir(workdir, values.iteration, mesh)
+  study, workdir = studies.STUDIES[values.study], pathlib.Path(values.workdir)
+  if study.has_policy:
+    mesh = build.evaluation_devices(config_lib.config_of_workdir(workdir))
+    trained = load.from_workdir(workdir, values.iteration, mesh)
   with config_lib.user_input():
+    task = trained.task if study.has_policy else make_task(values.task)
     if values.problems is None:
-      count = values.num_problems or NUM_HELDOUT
-      problems = trained.task.heldout_problems(count)
+      problems = task.heldout_problems(values.num_problems or NUM_HELDOUT)
     else:
-      problems = read_problems(pathlib.Path(values.problems), trained.task)
+      problems = read_problems(pathlib.Path(values.problems), task)
       problems = problems[: values.num_problems]
+    if study.has_policy:
+      context = Context(trained, problems)
+    else:
+      context = TaskContext(task, problems)
   table = run(
-    studies.STUDIES[values.study],
-    trained,
-    problems,
+    study,
+    context,
     workdir / "studies" / values.study,
     num_seeds=values.seeds,
     only=values.only,
@@ -85,7 +96,11 @@ def main(argv: list[str]) -> None:
 
 
 def read_problems(path: pathlib.Path, task: Task) -> list[Problem]:
-  """Problems from a file, one a line as `o1jax.solve` takes them.
+  """Problems from a file, one a line.
+
+  A line is what `o1jax.solve` takes, or a JSON object that has it as `puzzle`
+  or `prompt`, or has the numbers `nums` and a `target`; other fields of it are
+  not read.
 
   Raises:
     OSError: the file cannot be read.
@@ -96,7 +111,7 @@ def read_problems(path: pathlib.Path, task: Task) -> list[Problem]:
     if not line.strip():
       continue
     try:
-      problem = task.parse(line)
+      problem = task.parse(_typed(line))
     except ValueError as error:
       raise ValueError(f"{path}:{number}: {error}") from error
     if problem.id in problems:
@@ -107,10 +122,22 @@ def read_problems(path: pathlib.Path, task: Task) -> list[Problem]:
   return list(problems.values())
 
 
+def _typed(line: str) -> str:
+  """A line of a file as a user would type it."""
+  if not line.lstrip().startswith("{"):
+    return line
+  row = json.loads(line)
+  for name in ("puzzle", "prompt"):
+    if isinstance(row.get(name), str):
+      return row[name].strip()
+  if isinstance(row.get("nums"), list) and "target" in row:
+    return f"{' '.join(map(str, row['nums']))} = {row['target']}"
+  raise ValueError("give it a puzzle or a prompt, or nums and a target")
+
+
 def run(
   study: studies.Study,
-  trained: load.Trained,
-  problems: Sequence[Problem],
+  context: Context | TaskContext,
   folder: pathlib.Path,
   *,
   num_seeds: int,
@@ -123,8 +150,6 @@ def run(
     UserError: what cannot be measured, before anything is; or a folder that
       cannot be written.
   """
-  with config_lib.user_input():
-    context = Context(trained, problems)
   with config_lib.writing(folder):
     measured, num_missing = runner.run(
       study,
@@ -135,12 +160,15 @@ def run(
       max_cells=max_cells,
     )
     context.close()
-    num_train = sum(map(trained.task.is_train, problems))
+    problems = context.problems
+    num_train = sum(map(context.task.is_train, problems))
     caption = (
-      f"Study {study.name}: {trained.task.name}, iteration {trained.iteration},"
-      f" {len(problems)} problems ({num_train} of them of the training share),"
-      f" seeds 0 to {num_seeds - 1}; intervals are 95% bootstrap over problems."
+      f"Study {study.name}: {context.label}, {len(problems)} problems"
+      f" ({num_train} of them of the training share), seeds 0 to"
+      f" {num_seeds - 1}; intervals are 95% bootstrap over problems."
     )
+    if note := study.note(context):
+      caption += f" {note}"
     if num_missing:
       caption += f" {num_missing} cells are not measured yet."
     return runner.show(study, measured, folder, caption)

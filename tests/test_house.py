@@ -21,7 +21,7 @@ PACKAGE = ROOT / "o1jax"
 FLOORS = (
   "types mesh metrics checkpoint config jsonl records drawing calibration",
   "tasks policy reward search learning experience",
-  "encoding step_shape node_store step_model",
+  "encoding legal_play step_shape node_store step_model",
   "combinations searched answering judging solver allocation evaluation "
   "report tree_drawing rows build load studies",
   "iterate",

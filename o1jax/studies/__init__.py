@@ -1,8 +1,9 @@
 """Studies by name. A new one is a module here with a `STUDY`."""
 
-from o1jax.studies import guidance, search
+from o1jax.studies import guidance, legal_play, search
 from o1jax.studies.study import Study
 
 STUDIES: dict[str, Study] = {
-  study.name: study for study in (search.STUDY, guidance.STUDY)
+  study.name: study
+  for study in (search.STUDY, guidance.STUDY, legal_play.STUDY)
 }

@@ -13,8 +13,10 @@ import numpy as np
 from o1jax import build, config, jsonl, load
 from o1jax import mesh as mesh_lib
 from o1jax.encoding import encode_problems
+from o1jax.reward.outcome import Verifier
 from o1jax.searched import Searched
 from o1jax.solver import Solver
+from o1jax.tasks.task import Task
 from o1jax.types import Problem
 
 # Groups of the config that say what a policy computes and who checks it.
@@ -26,7 +28,9 @@ class Context:
 
   Attributes:
     trained: the policy.
+    task: its task.
     problems: what every cell is measured on.
+    label: what tables are headed with.
     evaluation: options of the config's `evaluation`.
     judge: the verdict on each solution of a search; one that was cut off is
       not correct.
@@ -44,7 +48,9 @@ class Context:
     """
     encode_problems(trained.policy, problems)
     self.trained = trained
+    self.task = trained.task
     self.problems = tuple(problems)
+    self.label = f"{trained.task.name}, iteration {trained.iteration}"
     self.evaluation = trained.config.evaluation.to_dict()
     self.judge = build.evaluator_of(
       trained.config, trained.policy, trained.task, trained.mesh
@@ -55,6 +61,7 @@ class Context:
     self._batch_size = min(self.evaluation["batch_size"], needed)
     self._solvers: dict[str, Solver] = {}
     self._warm: set[str] = set()
+    self._solution_tokens: dict[int, float] = {}
     self._last: tuple[Any, Any] = (None, None)
 
   def solver(self, options: Mapping[str, Any]) -> Solver:
@@ -97,6 +104,28 @@ class Context:
       self._last = (key, (searched, time.monotonic() - start))
     return self._last[1]
 
+  def tokens_per_solution(self, num_solutions: int) -> float:
+    """Mean tokens of a sampled solution, over so many of each problem.
+
+    Sampled at the evaluation's temperature with seed 0.
+    """
+    if num_solutions not in self._solution_tokens:
+      options = {
+        "strategy": "best_of_n",
+        "reward": "value",
+        "temperature": self.evaluation["temperature"],
+        "num_candidates": num_solutions,
+      }
+      searched, _ = self.search(options, seed=0)
+      spent = [one.cost["generated_tokens"] for one in searched]
+      self._solution_tokens[num_solutions] = np.mean(spent) / num_solutions
+    return float(self._solution_tokens[num_solutions])
+
+  def was_taught(self, kind: str) -> bool:
+    """Whether the run's config has rows of that kind, see `rows`."""
+    mixes = self.trained.config.initialize.rows, self.trained.config.learn.rows
+    return any(kind in mix and mix[kind] > 0 for mix in mixes)
+
   def identity(self) -> dict[str, str]:
     """Hashes of all that results depend on besides the cell."""
     trained = self.trained
@@ -111,15 +140,48 @@ class Context:
       kind = f"{jax.tree_util.keystr(path)} {array.dtype}{array.shape}"
       policy.update(kind.encode())
       policy.update(array.tobytes())
-    problems = hashlib.sha256()
-    for problem in self.problems:
-      problems.update(_text_of(jsonl.problem_row(problem)).encode())
-    return {"policy": policy.hexdigest(), "problems": problems.hexdigest()}
+    return {
+      "policy": policy.hexdigest(),
+      "problems": _hash_of(self.problems),
+    }
 
   def close(self) -> None:
     """Ends the processes that check."""
     for solver in self._solvers.values():
       solver.close()
+
+
+class TaskContext:
+  """A task on fixed problems, for studies without a policy.
+
+  Attributes:
+    task: the task.
+    problems: what every cell is measured on.
+    verifier: its checker, which remembers verdicts.
+    label: what tables are headed with.
+  """
+
+  def __init__(self, task: Task, problems: Sequence[Problem]):
+    """Prepares; starts nothing."""
+    self.task = task
+    self.problems = tuple(problems)
+    self.verifier = Verifier(task.check)
+    self.label = task.name
+
+  def identity(self) -> dict[str, str]:
+    """What results depend on besides the cell."""
+    return {"task": repr(self.task), "problems": _hash_of(self.problems)}
+
+  def close(self) -> None:
+    """Ends the processes that check."""
+    self.verifier.close()
+
+
+def _hash_of(problems: Sequence[Problem]) -> str:
+  content = hashlib.sha256()
+  for problem in problems:
+    content.update(_text_of(jsonl.problem_row(problem)).encode())
+  return content.hexdigest()
 
 
 def _text_of(value: Any) -> str:

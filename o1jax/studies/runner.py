@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from o1jax import config, drawing, metrics, records
-from o1jax.studies.context import Context
+from o1jax.studies.context import Context, TaskContext
 from o1jax.studies.study import Cell, Measured, Result, Study
 from o1jax.tasks.task import require_known
 
@@ -54,7 +54,7 @@ def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
 
 def run(
   study: Study,
-  context: Context,
+  context: Context | TaskContext,
   folder: pathlib.Path,
   *,
   num_seeds: int,

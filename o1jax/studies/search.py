@@ -1,18 +1,26 @@
 """Strategies at equal token budgets, with and without the checker.
 
-An effort n is the tokens of n whole solutions. Accuracy is that of the
-solution answered with, coverage that of any that was found. Each strategy is
-also compared with best-of-N at the same effort and reward, problem by problem.
-A problem's numbers are averaged over the seeds, and intervals resample
-problems: 95% bootstrap, for this one policy.
+An effort n is a budget of T_n tokens a problem: n times what one sampled
+solution of this policy takes on these problems. Best-of-N and majority vote
+draw n solutions, which is what defines the budget; greedy decoding draws one.
+Every other strategy stops where T_n does not pay for one more candidate and is
+given room enough that nothing else stops it, where its structure has a use for
+the tokens; the table shows what each spent.
+
+Accuracy is that of the solution answered with, coverage that of any that was
+found. Each strategy is also compared with best-of-N at the same effort and
+reward, problem by problem. A problem's numbers are averaged over the seeds,
+and intervals resample problems: 95% bootstrap, for this one policy.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from o1jax import drawing, evaluation
+from o1jax.combinations import REVISIONS, WHOLE
 from o1jax.studies.context import Context
 from o1jax.studies.study import (
   Cell,
@@ -27,25 +35,115 @@ EFFORTS = (4, 8, 16, 32)
 REWARDS = ("value", "checker")
 BASELINE = "best_of_n"
 
-NUM_CANDIDATES = 2  # of an expansion, where nodes have several
-WIDENING = dict(num_candidates=1, max_blocks=32, widening_rate=0.5)
+# The solutions that the tokens of one are measured by.
+NUM_MEASURED = 4
+# Room for steps that are shorter than the mean, or that come twice.
+_SLACK = 2.0
 
-# One line a row of the table: its name, and options of `Solver` beyond those
-# of the budget, temperature and selection rule.
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-  "greedy": dict(strategy="greedy"),
-  "majority_vote": dict(strategy="majority_vote"),
-  "best_of_n": dict(strategy="best_of_n"),
-  "mcts": dict(strategy="mcts"),
-  "mcts_widening": dict(strategy="mcts", options=WIDENING),
-  "reroot": dict(strategy="reroot", options=WIDENING),
-  "beam": dict(strategy="beam"),
-  "dvts": dict(strategy="beam", options=dict(num_subtrees=2)),
-  "treebon": dict(strategy="treebon"),
-  "best_first": dict(strategy="best_first"),
-  "a_star": dict(strategy="a_star"),
-  "depth_first": dict(strategy="depth_first"),
-  "speculative_rejection": dict(strategy="speculative_rejection"),
+# Options of `Solver` for an effort n and R steps of a solution.
+Sized = Callable[[int, int], Mapping[str, Any]]
+
+
+def _widening(effort: int, num_steps: int) -> dict[str, Any]:
+  """A tree that draws one candidate at a time; see search/mcts.py."""
+  room = int(_SLACK * effort * num_steps)
+  return {
+    "num_candidates": 1,
+    "num_expansions": room,
+    "num_simulations": 16 * room,
+    "options": {"max_blocks": min(room, 32), "widening_rate": 0.5},
+  }
+
+
+def _committing(effort: int, num_steps: int) -> dict[str, Any]:
+  """The same; equal simulations before each commitment."""
+  return {**_widening(effort, num_steps), "num_simulations": 8 * effort}
+
+
+def _branching(effort: int, num_steps: int) -> dict[str, Any]:
+  """As many candidates a node as a tree needs to hold twice the budget.
+
+  Equal candidates are merged, so that it holds fewer than it could.
+  """
+  room, num_candidates = _SLACK * effort * num_steps, 2
+  while sum(num_candidates**d for d in range(1, num_steps + 1)) < room:
+    num_candidates += 1
+  return {
+    "num_candidates": num_candidates,
+    "num_expansions": math.ceil(room / num_candidates),
+  }
+
+
+def _layers(effort: int, num_steps: int) -> dict[str, Any]:
+  """A beam whose layers take the tokens, the best of the last one first.
+
+  The root is expanded once, so that equal first steps are merged.
+  """
+  width = 2 if effort < 16 else 4
+  num_expansions = 1 + width * (num_steps - 1)
+  room = 1.25 * effort * num_steps
+  return {
+    "num_candidates": max(width, math.ceil(room / num_expansions)),
+    "options": {"width": width},
+  }
+
+
+def _dealt(effort: int, num_steps: int) -> dict[str, Any]:
+  """The same beams, each in a subtree of its own."""
+  sized = _layers(effort, num_steps)
+  options = sized["options"]
+  return {**sized, "options": {**options, "num_subtrees": options["width"]}}
+
+
+def _refilled(effort: int, num_steps: int) -> dict[str, Any]:
+  """Rows for every solution, and new starts in the places of those dropped."""
+  num_starts = int(_SLACK * effort)
+  return {
+    "num_expansions": num_starts * num_steps,
+    "options": {"num_rows": effort, "num_starts": num_starts},
+  }
+
+
+def _chains(effort: int, num_steps: int) -> dict[str, Any]:
+  """Chains of three revisions side by side, and more where these end."""
+  del num_steps
+  options = {"num_chains": math.ceil(effort / 4), "num_starts": effort}
+  return {"num_revisions": 3, "options": options}
+
+
+# One line a row of the table: the strategy, and what it makes of an effort.
+VARIANTS: Mapping[str, tuple[str, Sized]] = {
+  "greedy": ("greedy", lambda n, r: {}),
+  "majority_vote": ("majority_vote", lambda n, r: {"num_candidates": n}),
+  "best_of_n": ("best_of_n", lambda n, r: {"num_candidates": n}),
+  "mcts": ("mcts", _widening),
+  "mcts_uct": ("mcts", lambda n, r: {**_widening(n, r), "rule": "uct"}),
+  "reroot": ("reroot", _committing),
+  "beam": ("beam", _layers),
+  "dvts": ("beam", _dealt),
+  "treebon": (
+    "treebon",
+    lambda n, r: {"num_candidates": 2, "options": {"num_roots": n}},
+  ),
+  "best_first": ("best_first", _branching),
+  "a_star": (
+    "a_star",
+    lambda n, r: {
+      **_branching(n, r),
+      "options": {"cost_weight": 0.1, "stop_at_solution": False},
+    },
+  ),
+  "depth_first": ("depth_first", _branching),
+  "speculative_rejection": ("speculative_rejection", _refilled),
+  "revision": ("revision", _chains),
+  "mctsr": (
+    "mctsr",
+    lambda n, r: {
+      "num_revisions": 3,
+      "num_simulations": int(_SLACK * n),
+      "options": {"max_blocks": min(int(_SLACK * n), 16)},
+    },
+  ),
 }
 # These choose without a reward.
 UNREWARDED = ("greedy", "majority_vote")
@@ -60,7 +158,7 @@ def make_cells(context: Context, num_seeds: int) -> list[Cell]:
     (reward, effort, name)
     for reward in (None, *REWARDS)
     for effort in (1, *EFFORTS)
-    for name in VARIANTS
+    for name in _variants(context)
     if (name in UNREWARDED) == (reward is None)
     and (name == "greedy") == (effort == 1)
   ]
@@ -72,33 +170,46 @@ def make_cells(context: Context, num_seeds: int) -> list[Cell]:
   ]
 
 
+def note(context: Context) -> str:
+  """What of `VARIANTS` the grid leaves out, "" for nothing."""
+  left_out = [name for name in VARIANTS if name not in _variants(context)]
+  if not left_out:
+    return ""
+  return (
+    f"Left out: {', '.join(left_out)}; the config of the run has no rows of"
+    " kind revising, so its policy was not taught to revise."
+  )
+
+
+def _variants(context: Context) -> list[str]:
+  taught = context.was_taught("revising")
+  return [
+    name
+    for name, (strategy, _) in VARIANTS.items()
+    if taught or strategy not in REVISIONS
+  ]
+
+
 def _cell(context, reward, effort, name, seed) -> Cell:
-  variant, common = dict(VARIANTS[name]), context.evaluation
-  cell = {"name": name, "effort": effort, "seed": seed}
+  strategy, sized = VARIANTS[name]
+  num_steps = context.trained.policy.lengths.num_steps
+  cell = {"name": name, "effort": effort, "seed": seed, "strategy": strategy}
   if reward is not None:
     cell["reward"] = reward
-  if variant["strategy"] != "greedy":
-    cell["temperature"] = common["temperature"]
-  if name == "mcts":
-    cell |= {n: common[n] for n in ("rule", "rule_options") if n in common}
-  budget = evaluation.strategy_options(
-    variant["strategy"],
-    effort,
-    context.trained.policy.lengths.num_steps,
-    NUM_CANDIDATES,
-    variant.pop("options", None),
-  )
-  return {**cell, **budget, **variant}
+  if strategy != "greedy":
+    cell["temperature"] = context.evaluation["temperature"]
+  return cell | sized(effort, num_steps)
 
 
 def check(context: Context, cell: Cell) -> None:
   """Refuses options that `Solver` refuses."""
-  context.solver(_options(cell))
+  context.solver(_options(context, cell))
 
 
 def measure(context: Context, cell: Cell) -> dict[str, Any]:
   """Accuracy, coverage and cost of every problem; seconds of all."""
-  searched, seconds = context.search(_options(cell), cell["seed"])
+  options = _options(context, cell)
+  searched, seconds = context.search(options, cell["seed"])
   judged = [[v.is_correct for v in context.judge(one)] for one in searched]
   selected = [
     one.selected is not None and is_correct[one.selected]
@@ -108,13 +219,25 @@ def measure(context: Context, cell: Cell) -> dict[str, Any]:
   return {
     "selected": selected,
     "covered": [any(is_correct) for is_correct in judged],
+    "budget_tokens": _budget(context, cell["effort"]),
     "seconds": seconds,
     **costs,
   }
 
 
-def _options(cell: Cell) -> dict[str, Any]:
-  return {name: cell[name] for name in cell if name not in _OTHERS}
+def _options(context: Context, cell: Cell) -> dict[str, Any]:
+  """Of `Solver`; the budget follows from what the context measures."""
+  options = {name: cell[name] for name in cell if name not in _OTHERS}
+  if cell["strategy"] in WHOLE:
+    return options
+  more = dict(options["options"]) if "options" in options else {}
+  more["max_tokens"] = _budget(context, cell["effort"])
+  return options | {"options": more}
+
+
+def _budget(context: Context, effort: int) -> int:
+  """T_n, rounded up."""
+  return math.ceil(effort * context.tokens_per_solution(NUM_MEASURED))
 
 
 class Row(NamedTuple):
@@ -127,6 +250,7 @@ class Row(NamedTuple):
     num_seeds: seeds it was measured with.
     accuracy, coverage: each with its interval, `(mean, low, high)`.
     gain: accuracy less that of best-of-N, with its interval; None without it.
+    budget: T_n, in tokens a problem.
     tokens, requests, distinct: means a problem.
     seconds: for all problems, mean over the seeds.
   """
@@ -138,6 +262,7 @@ class Row(NamedTuple):
   accuracy: tuple[float, float, float]
   coverage: tuple[float, float, float]
   gain: tuple[float, float, float] | None
+  budget: float
   tokens: float
   requests: float
   distinct: float
@@ -162,6 +287,7 @@ def summarize(measured: Sequence[Measured]) -> list[Row]:
         accuracy=_estimate(_mean(group, "selected")),
         coverage=_estimate(_mean(group, "covered")),
         gain=gain,
+        budget=float(_mean(group, "budget_tokens")),
         tokens=float(_mean(group, "generated_tokens").mean()),
         requests=float(_mean(group, "verifier_requests").mean()),
         distinct=float(_mean(group, "verifier_distinct").mean()),
@@ -191,6 +317,7 @@ def make_table(measured: Sequence[Measured]) -> str:
     "less best-of-N",
     "coverage",
     "tokens",
+    "of the budget",
     "checks",
     "distinct texts",
     "seconds",
@@ -205,6 +332,7 @@ def make_table(measured: Sequence[Measured]) -> str:
       "-" if row.gain is None else percent(*row.gain, sign="+"),
       percent(*row.coverage),
       f"{row.tokens:.1f}",
+      f"{row.tokens / row.budget:.0%}",
       f"{row.requests:.1f}",
       f"{row.distinct:.1f}",
       f"{row.seconds:.2f}",
@@ -250,4 +378,6 @@ def _chart(rows: Sequence[Row], reward: str) -> drawing.Drawing:
   )
 
 
-STUDY = Study("search", "1", make_cells, check, measure, make_table, draw)
+STUDY = Study(
+  "search", "2", make_cells, check, measure, make_table, draw, note=note
+)

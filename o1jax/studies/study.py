@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from o1jax import drawing
-from o1jax.studies.context import Context
 
 Cell = Mapping[str, Any]
 Result = Mapping[str, Any]
@@ -25,7 +24,7 @@ class Measured(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A question, put to a trained policy on held-out problems.
+  """A question, put to a trained policy (or to a task) on problems.
 
   Attributes:
     name: of its folder in the workdir.
@@ -35,15 +34,19 @@ class Study:
     measure: `(context, cell) -> result`; NumPy arrays and numbers, none NaN.
     make_table: Markdown of what was measured, rows in the grid's order.
     draw: the figure; None where there is nothing to draw.
+    note: `context -> sentence` for the caption, "" for none.
+    has_policy: whether contexts are a `Context`; else a `TaskContext`.
   """
 
   name: str
   version: str
-  make_cells: Callable[[Context, int], Sequence[Cell]]
-  check: Callable[[Context, Cell], Any]
-  measure: Callable[[Context, Cell], Result]
+  make_cells: Callable[[Any, int], Sequence[Cell]]
+  check: Callable[[Any, Cell], Any]
+  measure: Callable[[Any, Cell], Result]
   make_table: Callable[[Sequence[Measured]], str]
   draw: Callable[[Sequence[Measured]], drawing.Drawing | None]
+  note: Callable[[Any], str] = lambda context: ""
+  has_policy: bool = True
 
 
 def markdown_table(
