@@ -18,12 +18,14 @@ from o1jax import config as config_lib
 from o1jax import load, studies, study
 from o1jax import mesh as mesh_lib
 from o1jax.evaluation import bootstrap_interval
+from o1jax.legal_play import make_choices, play_text
 from o1jax.searched import FoundSolution, Searched
 from o1jax.solver import Solver
 from o1jax.studies import context as context_lib
-from o1jax.studies import guidance, runner, search
-from o1jax.studies.context import Context
+from o1jax.studies import guidance, legal_play, runner, search
+from o1jax.studies.context import Context, TaskContext
 from o1jax.studies.study import Measured, Study, markdown_table
+from o1jax.tasks import make_task
 from o1jax.types import Problem, Verdict
 from policies import (
   ROOT,
@@ -235,10 +237,66 @@ def test_the_grid_holds_every_strategy_at_every_budget(toy_context):
   rewarded = len(search.EFFORTS) * len(search.REWARDS) * 2
   expected = dict.fromkeys(search.VARIANTS, rewarded)
   expected |= {"greedy": 1, "majority_vote": len(search.EFFORTS) * 2}
+  # The policy was not taught to revise.
+  expected |= {"revision": 0, "mctsr": 0}
+  assert search.note(toy_context).startswith("Left out: revision, mctsr;")
   assert counts == expected
   assert len(search.EFFORTS) == 4
   efforts = {c["num_candidates"] for c in cells if c["name"] == "best_of_n"}
   assert efforts == set(search.EFFORTS)
+
+
+def test_a_policy_that_was_taught_revising_is_compared_by_it(trained):
+  config = tiny_config()
+  with config.unlocked():
+    config.learn.rows.revising = 2
+  taught = dataclasses.replace(trained, config=config)
+  context = Context(taught, trained.task.heldout_problems(1))
+  assert search.note(context) == ""
+  cells = search.make_cells(context, 1)
+  assert {cell["name"] for cell in cells} == search.VARIANTS.keys()
+
+
+def test_a_budget_is_the_tokens_of_so_many_solutions(trained, toy_context):
+  num_solutions = search.NUM_MEASURED
+  solver = Solver(
+    trained.policy,
+    strategy="best_of_n",
+    num_candidates=num_solutions,
+    batch_size=4,
+    mesh=trained.mesh,
+    task=trained.task,
+  )
+  problems = list(toy_context.problems)
+  searches = solver(trained.params, jax.random.key(0), problems)
+  lengths = [len(s.tokens) for one in searches for s in one.solutions]
+  assert len(lengths) == PROBLEMS * num_solutions
+  mean = np.mean(lengths)
+  assert toy_context.tokens_per_solution(num_solutions) == pytest.approx(mean)
+  cells = {
+    cell["name"]: cell
+    for cell in search.make_cells(toy_context, 1)
+    if cell["effort"] in (1, 8)
+  }
+  options = {
+    name: search._options(toy_context, cell) for name, cell in cells.items()
+  }
+  for name in ("greedy", "majority_vote", "best_of_n"):
+    assert "options" not in options[name]
+  budgets = {
+    name: each["options"]["max_tokens"]
+    for name, each in options.items()
+    if "options" in each
+  }
+  assert set(budgets.values()) == {math.ceil(8 * mean)}
+  assert len(budgets) == len(options) - 3
+  # It is no part of a cell, whose key is made before anything compiles.
+  assert "max_tokens" not in json.dumps(list(cells.values()))
+  found = search.measure(toy_context, cells["best_first"])
+  assert found["budget_tokens"] == math.ceil(8 * mean)
+  most = max(found["generated_tokens"])
+  step = trained.policy.lengths.step_tokens
+  assert found["budget_tokens"] - step < most <= found["budget_tokens"]
 
 
 def test_a_search_is_compiled_once_for_all_seeds(trained, small, tmp_path):
@@ -254,32 +312,30 @@ def test_a_search_is_compiled_once_for_all_seeds(trained, small, tmp_path):
       return super().__call__(params, key, problems, **options)
 
   folder = tmp_path / "study"
-  problems = trained.task.heldout_problems(PROBLEMS)
+  context = Context(trained, trained.task.heldout_problems(PROBLEMS))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(context_lib, "Solver", Counted)
     table = study.run(
       search.STUDY,
-      trained,
-      problems,
+      context,
       folder,
       only=["name=best_of_n", "name=greedy"],
       **small,
     )
-  # Greedy; best-of-N with either reward.
-  assert len(made) == 3
+  # Greedy; best-of-N with either reward; what measures the budget.
+  assert len(made) == 4
   sizes = [[n for s, n in calls if s is one] for one in {s for s, _ in calls}]
-  assert sorted(sizes) == [[1, 6], [1, 6, 6], [1, 6, 6]]
+  assert sorted(sizes) == [[1, 6], [1, 6], [1, 6, 6], [1, 6, 6]]
   # Four problems at a time, as the config says; never more than are needed.
   assert {options["batch_size"] for options in made} == {4}
   # Majority vote, and the trees with either reward, with two seeds.
-  num_left = 2 + 4 * (len(search.VARIANTS) - 3)
+  num_left = 2 + 4 * (len(search.VARIANTS) - 5)
   assert f"{num_left} cells are not measured yet" in table
   svg = (folder / "figure.svg").read_text()
   assert "the learned value as reward" in svg and "best of n" in svg
   again = study.run(
     dataclasses.replace(search.STUDY, measure=None),
-    trained,
-    problems,
+    context,
     folder,
     max_cells=1,
     only=["name=best_of_n"],
@@ -331,6 +387,7 @@ def measured_cell(name, reward, seed, selected, effort=4):
       selected=selected,
       covered=ones,
       seconds=1.0 + seed,
+      budget_tokens=5,
       verifier_requests=ones,
       verifier_distinct=ones,
       **costs,
@@ -361,12 +418,18 @@ def test_rows_pool_seeds_by_problem_and_compare_with_best_of_n():
   # There is no best-of-N with the checker here.
   assert rows["mcts", "checker"].gain is None
   assert rows["mcts", "checker"].num_seeds == 1
-  assert tree.tokens == 4.5 and tree.seconds == 1.5 and tree.requests == 1
+  assert (
+    tree.budget == 5
+    and tree.tokens == 4.5
+    and tree.seconds == 1.5
+    and tree.requests == 1
+  )
   table = search.make_table(measured)
   assert table == search.make_table(measured)
   lines = table.split("\n")
   assert len(lines) == 6 and len(set(map(len, lines))) == 1
   assert "| value   | mcts " in table and "+37.5%" in table
+  assert " 90% |" in table
   assert search.draw(measured) is not None
   # Nothing to draw without a strategy that has a reward.
   assert (
@@ -502,7 +565,92 @@ def test_guidances_share_one_search(toy_context, monkeypatch):
     assert all(math.isfinite(score) for score in result["scores"])
 
 
+# The study of random legal play.
+
+
+def test_texts_are_counted_once_up_to_the_first_right_one():
+  task = make_task("game24")
+  context = TaskContext(task, [task.parse("4 4 6 8")])
+  (problem,) = context.problems
+  choices = make_choices(4)
+
+  def choice(first, second, symbol):
+    found = zip(choices.first, choices.second, choices.op, strict=True)
+    return list(found).index((first, second, "+-*/".index(symbol)))
+
+  # 4 + 4 = 8 and 6 + 8 = 14, then 8 + 14 or 8 - 14: both are wrong. 4 - 4 = 0,
+  # which two choices write.
+  start = [choice(0, 1, "+"), choice(0, 1, "+")]
+  plays = [[*start, choice(0, 1, "+")], [*start, choice(0, 1, "-")]]
+  plays += [plays[0]]
+  plays += [[c, *start] for c in (choice(0, 1, "-"), choice(1, 0, "-"))]
+  # 4 * (8 - (6 - 4)).
+  right = [choice(2, 0, "-"), choice(1, 2, "-"), choice(0, 1, "*")]
+  assert task.check(problem, play_text([4, 4, 6, 8], right)).is_correct
+  plays = np.array([*plays, right, plays[0]])
+  is_right = np.arange(len(plays)) == 5
+  count = functools.partial(legal_play.count_texts, context, problem)
+  assert count(plays, is_right, 300) == (4, 4)
+  assert count(plays[:5], is_right[:5], 300) == (0, 3)
+  assert count(plays, is_right, 2) == (0, 2)
+  with pytest.raises(AssertionError, match="reaches 22, not 24"):
+    count(plays, ~is_right, 300)
+
+
+def played(name, seed, solved_at, num_texts):
+  cell = {"name": name, "seed": seed, "most_texts": 300}
+  found = dict(solved_at=solved_at, num_texts=num_texts, seconds=2.0 + seed)
+  return Measured(cell, found)
+
+
+def test_one_run_tells_every_budget():
+  measured = [
+    played("best_of_n", 0, [0, 20, 300, 10], [300, 20, 300, 10]),
+    played("best_of_n", 1, [0, 40, 120, 0], [300, 40, 120, 200]),
+    played("mcts_uct", 0, [10, 20, 0, 10], [10, 20, 300, 10]),
+  ]
+  rows = {(r.name, r.budget): r for r in legal_play.summarize(measured)}
+  by_hand = {10: [0, 0, 0, 0.5], 30: [0, 0.5, 0, 0.5], 100: [0, 1, 0, 0.5]}
+  by_hand[300] = [0, 1, 1, 0.5]
+  for budget, solved in by_hand.items():
+    base = rows["best_of_n", budget]
+    interval = bootstrap_interval(np.array(solved))
+    assert base.solved == (np.mean(solved), *interval) and base.gain is None
+    tree = np.array([1, budget >= 30, 0, 1])
+    assert rows["mcts_uct", budget].gain[0] == np.mean(tree - solved)
+  assert rows["best_of_n", 100].texts == (100 + 30 + 100 + (10 + 100) / 2) / 4
+  assert rows["best_of_n", 10].seconds == 2.5
+  table = legal_play.make_table(measured)
+  assert len(table.split("\n")) == 2 + 2 * len(legal_play.BUDGETS)
+  assert legal_play.draw(measured) is not None
+  assert legal_play.draw([]) is None
+
+
 # The command.
+
+
+def test_legal_play_needs_no_run(command, capsys, tmp_path, monkeypatch):
+  monkeypatch.setattr(legal_play, "BUDGETS", (2, 20))
+  path = tmp_path / "games.jsonl"
+  path.write_text(
+    '{"nums": [1, 2, 3], "target": 6}\n{"nums": [5, 7, 9], "target": 21}\n'
+  )
+  command(
+    "--study=legal_play",
+    "--task=countdown",
+    f"--workdir={tmp_path}",
+    f"--problems={path}",
+    "--only=name=mcts_uct",
+    "--seeds=1",
+  )
+  printed = capsys.readouterr().out
+  assert "Study legal_play: countdown, 2 problems" in printed
+  (result,) = (tmp_path / "studies" / "legal_play").glob("*.json")
+  found = json.loads(result.read_text())["result"]
+  # 1 + 2 + 3 and 1 * 2 * 3 are many of the plays.
+  assert 1 <= found["solved_at"][0] <= 20
+  pairs = zip(found["solved_at"], found["num_texts"], strict=True)
+  assert all(texts == (at or 20) for at, texts in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -572,8 +720,16 @@ def test_problems_come_from_a_file(workdir, command, capsys, tmp_path):
   share = sum(map(task.is_train, problems[:2]))
   words = f"2 problems ({share} of them of the training share)"
   assert words in capsys.readouterr().out
+  path.write_text(
+    '{"id": 7, "puzzle": "1 2 3 = 6"}\n'
+    '{"nums": [2, 3, 4], "target": 24, "solvable": true}\n'
+    '{"prompt": "1 1 1 = 3\\n"}\n'
+  )
+  assert study.read_problems(path, task) == problems
   for text, error in (
     ("1 2 3 = 6\n1 2 3\n", ":2: "),
+    ("1 2 3 = 6\n{3}\n", ":2: Expecting"),
+    ('{"nums": "1 2 3"}\n', ":1: give it a puzzle or a prompt, or nums"),
     ("1 2 3 = 6\n\n1 2 3 = 6\n", ":3: '1 2 3 = 6' comes again"),
     ("\n", "holds no problem"),
   ):

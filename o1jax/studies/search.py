@@ -362,7 +362,8 @@ def _chart(rows: Sequence[Row], reward: str) -> drawing.Drawing:
         drawing.Series(
           name.replace("_", " "),
           [(row.tokens, row.accuracy[0]) for row in own],
-          [row.accuracy[1:] for row in own],
+          # Bars on every line would hide them all; the table has the others.
+          [r.accuracy[1:] for r in own] if name == BASELINE else None,
           color,
         )
       )
@@ -370,11 +371,11 @@ def _chart(rows: Sequence[Row], reward: str) -> drawing.Drawing:
   chosen = {"value": "the learned value", "checker": "the checker"}[reward]
   return drawing.draw_lines(
     series,
-    title=f"Accuracy against tokens, {chosen} as reward",
+    title=f"Accuracy against tokens, {chosen} as reward (95% of best-of-N)",
     x_title="generated tokens a problem",
     is_percent=True,
     is_log=min(tokens) > 0 and max(tokens) > 8 * min(tokens),
-    height=420,
+    height=480,
   )
 
 
