@@ -191,6 +191,30 @@ def asked_of(texts):
   return len(texts), len(set(texts))
 
 
+def test_oracle_stopping_ends_with_the_first_right_solution():
+  search = make_solver(
+    strategy="best_of_n",
+    num_candidates=1,
+    reward="checker",
+    options={"num_rounds": N, "stop_threshold": 1.0},
+  )
+  counts = []
+  for one in search(tiny_params(), jax.random.key(3), PROBLEMS[:BATCH]):
+    *before, last = [
+      s.is_finished and TASK.check(one.problem, s.text).is_correct
+      for s in one.solutions
+    ]
+    counts.append(1 + len(before))
+    assert not any(before) and (last or counts[-1] == N)
+    if last:
+      assert one.selected == len(before)
+    tokens = sum(len(s.tokens) for s in one.solutions)
+    assert one.cost["generated_tokens"] == tokens
+    finished = [s.text for s in one.solutions if s.is_finished]
+    assert counted(one) == asked_of(finished)
+  assert len(set(counts)) > 2
+
+
 def test_rollouts_that_end_are_asked_for(monkeypatch):
   fields = (*searched_lib.STORE_FIELDS, "rollout_tokens")
   monkeypatch.setattr(searched_lib, "STORE_FIELDS", fields)
