@@ -8,6 +8,7 @@ strategy answers with, coverage (pass@k) that of any it found; the checker that
 measures both is not one the search can see.
 """
 
+import functools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from o1jax import mesh as mesh_lib
 from o1jax.allocation import ComputeOptimal, MarginalGain
 from o1jax.combinations import REVISIONS, STRATEGIES, WHOLE
 from o1jax.encoding import Policy, encode_problems
@@ -31,6 +33,7 @@ from o1jax.types import Problem, Verdict
 EFFORTS = {"low": 4, "medium": 16, "high": 64}
 # Strategies that share a budget out over the problems.
 ADAPTIVE = ("adaptive", "compute_optimal")
+SHARES_OF_BATCH = 8
 CALIBRATION_SEED = 11
 BOOTSTRAP_SEED = 7
 NUM_RESAMPLES = 1000
@@ -261,8 +264,8 @@ class Evaluator:
     self._policy = policy
     self._task = task
     self._mesh = mesh
+    self._batch_size = batch_size
     self._options = dict(
-      batch_size=batch_size,
       num_candidates=num_candidates,
       temperature=temperature,
       rule=rule,
@@ -271,7 +274,7 @@ class Evaluator:
       rule_options=rule_options,
       options=options,
     )
-    self._solvers: dict[tuple[str, int], Search] = {}
+    self._solvers: dict[tuple[str, int, int], Search] = {}
     self._warm: set[Search] = set()
     self._judge = Verifier(task.check)
 
@@ -354,14 +357,18 @@ class Evaluator:
       for verdict, solution in zip(verdicts, solutions, strict=True)
     ]
 
-  def _solver(self, strategy: str, effort: int) -> Search:
+  def _solver(
+    self, strategy: str, effort: int, batch_size: int | None = None
+  ) -> Search:
+    batch_size = batch_size or self._batch_size
     if strategy == "greedy":
       effort = 1
-    if (strategy, effort) not in self._solvers:
-      self._solvers[strategy, effort] = self._make(strategy, effort)
-    return self._solvers[strategy, effort]
+    cell = strategy, effort, batch_size
+    if cell not in self._solvers:
+      self._solvers[cell] = self._make(*cell)
+    return self._solvers[cell]
 
-  def _make(self, strategy: str, effort: int) -> Search:
+  def _make(self, strategy: str, effort: int, batch_size: int) -> Search:
     if strategy not in ADAPTIVE:
       return solver_of_effort(
         self._policy,
@@ -369,6 +376,7 @@ class Evaluator:
         self._mesh,
         strategy=strategy,
         effort=effort,
+        batch_size=batch_size,
         **self._options,
       )
     if (self._options["guidance"] or {}).get("log_prob"):
@@ -376,13 +384,17 @@ class Evaluator:
         f"strategy={strategy!r} with guidance.log_prob: its scores are no "
         "chances of being right; use guidance.value or guidance.mean_prob"
       )
+    # The problems of one share are few and would not fill a whole batch.
+    ways = mesh_lib.batch_ways(self._mesh)
+    few = ways * max(1, batch_size // (SHARES_OF_BATCH * ways))
+    solver_of = functools.partial(self._solver, batch_size=few)
     if strategy == "adaptive":
-      return MarginalGain(self._solver, effort)
+      return MarginalGain(solver_of, effort)
     rng = np.random.default_rng(CALIBRATION_SEED)
     return ComputeOptimal(
-      self._solver,
+      solver_of,
       effort,
-      calibration=self._task.sample_problems(rng, self._options["batch_size"]),
+      calibration=self._task.sample_problems(rng, batch_size),
       judge=self.judge,
     )
 
