@@ -1,4 +1,4 @@
-"""What a compressed context does to log-probs.
+"""What a compressed context does to log-probs, and to a tree search.
 
 The policy solves held-out problems; each prompt with the first half of its
 solution becomes a prefix, compressed in one way after another, and the second
@@ -8,6 +8,7 @@ of the context's keys and values.
 
   python benchmarks/cache_compression.py
   python benchmarks/cache_compression.py --policy=runs/countdown --problems=512
+  python benchmarks/cache_compression.py --tree --problems=128
 
 The policy that ships, 256 problems (texts of about 28 tokens; November 2026):
 
@@ -21,6 +22,22 @@ The policy that ships, 256 problems (texts of about 28 tokens; November 2026):
 
 int8 hardly shows. A window does to a policy that was trained without one, and
 the sinks take most of it back as long as the window holds the last lines.
+
+With --tree the same problems are searched by MCTS over steps, once for each way
+that a tree can be kept (`CacheOptions`). Printed are the change of the
+log-probs that stand in the trees against a full forward of the same texts, the
+bytes of a tree's keys and values, and the share of problems whose answer by
+value is right. The policy that ships, 128 problems, November 2026:
+
+  tree                            mean   largest     bytes   right
+  whole                        0.00000    0.0000   1483776   88.3%
+  int8                         0.00074    0.1050    380736   88.3%
+  window 16, 4 sinks           0.03748   25.1232   1483776   65.6%
+  window 8, 4 sinks            1.68864   35.6804   1483776    1.6%
+  int8, window 16, 4 sinks     0.04437   25.0768    380736   64.8%
+
+A tree in int8 is as good with a quarter of the memory. A window spoils a policy
+that was trained without one; it bounds what is read, not what is kept.
 """
 
 import argparse
@@ -31,6 +48,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from o1jax import load
+from o1jax.encoding import encode_problems
 from o1jax.policy import (
   make_cache,
   make_controls,
@@ -39,7 +57,20 @@ from o1jax.policy import (
 )
 from o1jax.policy.cache import quantize_prefix
 from o1jax.policy.generate import make_generate
-from o1jax.policy.network import selected_log_probs
+from o1jax.policy.network import next_token_log_probs, selected_log_probs
+from o1jax.solver import Solver
+
+TREES = {
+  "whole": {},
+  "int8": {"dtype": "int8"},
+  "window 16, 4 sinks": {"window": 16, "num_sinks": 4},
+  "window 8, 4 sinks": {"window": 8, "num_sinks": 4},
+  "int8, window 16, 4 sinks": {
+    "dtype": "int8",
+    "window": 16,
+    "num_sinks": 4,
+  },
+}
 
 
 def solved(trained, num_problems):
@@ -98,12 +129,86 @@ def scored(network, params, texts, cuts, compress):
   return log_probs, sum(x.nbytes for x in arrays)
 
 
+def tree_changes(trained, found):
+  """How far log-probs in the trees are from full forwards of their texts."""
+  solutions, texts, starts = [], [], []
+  for one in found:
+    prompt = trained.policy.tokenizer.encode(one.problem.prompt)
+    for solution in one.solutions:
+      solutions.append(solution)
+      texts.append([*prompt, *solution.tokens])
+      starts.append(len(prompt))
+  lengths = np.array([len(text) for text in texts])
+  tokens = np.zeros((len(texts), lengths.max()), np.int32)
+  for row, text in zip(tokens, texts, strict=True):
+    row[: len(text)] = text
+  log_probs, _ = next_token_log_probs(
+    trained.policy.network, trained.params, tokens, jnp.asarray(lengths)
+  )
+  exact = [
+    row[start - 1 : length - 1]
+    for row, start, length in zip(
+      np.asarray(log_probs), starts, lengths, strict=True
+    )
+  ]
+  kept = np.concatenate([one.policy_log_probs for one in solutions])
+  return np.abs(kept - np.concatenate(exact))
+
+
+def tree_row(trained, problems, cache):
+  """Changes of log-probs, bytes of a tree, and the share answered right."""
+  solver = Solver(
+    trained.policy,
+    strategy="mcts",
+    batch_size=len(problems),
+    mesh=trained.mesh,
+    task=trained.task,
+    num_candidates=4,
+    num_expansions=12,
+    num_simulations=64,
+    cache=cache,
+  )
+  key = jax.random.key(0)
+  batch = encode_problems(trained.policy, problems)
+  state = jax.eval_shape(solver.strategy.init, trained.params, key, batch)
+  store = state.node_state
+  kept = (store.keys, store.values, store.prompt.keys, store.prompt.values)
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
+  found = solver(trained.params, key, problems)
+  right = [
+    trained.task.check(one.problem, one.solutions[one.selected].text).is_correct
+    for one in found
+    if one.selected is not None
+  ]
+  return (
+    tree_changes(trained, found),
+    size / len(problems),
+    sum(right) / len(found),
+  )
+
+
+def print_trees(trained, num_problems):
+  problems = trained.task.heldout_problems(num_problems)
+  print(f"{'tree':26}{'mean':>10}{'largest':>10}{'bytes':>10}{'right':>8}")
+  for name, cache in TREES.items():
+    change, size, right = tree_row(trained, problems, cache)
+    print(
+      f"{name:26}{change.mean():10.5f}{change.max():10.4f}{size:10.0f}"
+      f"{right:8.1%}",
+      flush=True,
+    )
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--policy", default="", help="workdir or policy folder")
   parser.add_argument("--problems", type=int, default=256)
+  parser.add_argument("--tree", action="store_true", help="search trees")
   args = parser.parse_args()
   trained = load.from_path(args.policy)
+  if args.tree:
+    print_trees(trained, args.problems)
+    return
   network = trained.policy.network
   texts, cuts, ends = solved(trained, args.problems)
   counts = np.arange(texts.shape[1])[None] < (ends - cuts)[:, None]
