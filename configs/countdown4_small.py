@@ -117,6 +117,7 @@ def get_config(arg=None):
   config.search.rollout_weight = 0.0  # of these in its value
   config.search.memory = "tree"  # tree (shared keys and values) or tokens
   config.search.cache = ConfigDict()  # made smaller; see o1jax/node_store.py
+  config.search.num_proposals = 0  # guessed for a call of the network; 0: none
 
   config.learn = ConfigDict()
   config.learn.num_updates = 200  # an iteration

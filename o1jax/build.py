@@ -51,6 +51,7 @@ GROUPS = {
       "guidance_functions",
       "text_functions",
       "classes_fn",
+      "draft",
     },
   ),
   "learn.optimizer": (make_optimizer, {"total_updates"}),

@@ -271,8 +271,8 @@ def gathered_context(store, node, path, is_step):
   return cache_lib.join([prompt, steps]), last_hidden
 
 
-def recomputed_context(network, params, store, steps, is_step):
-  """The same by reading prompt and path again, packed without holes."""
+def whole_texts(store, steps, is_step) -> tuple[jax.Array, jax.Array]:
+  """Prompt and path without holes: `[B * W, P + R * S]`, lengths `[B * W]`."""
   num_leaves = steps.shape[1]
   repeat = functools.partial(jnp.repeat, repeats=num_leaves, axis=0)
   prompt = repeat(store.prompt_tokens)
@@ -281,8 +281,12 @@ def recomputed_context(network, params, store, steps, is_step):
   tokens = jnp.concatenate([prompt, merge_rows(steps)], 1)
   mask = jnp.concatenate([is_prompt, merge_rows(is_step)], 1)
   order = jnp.argsort(~mask, axis=1, stable=True)
-  tokens = jnp.take_along_axis(tokens, order, axis=1)
-  lengths = mask.sum(1)
+  return jnp.take_along_axis(tokens, order, axis=1), mask.sum(1)
+
+
+def recomputed_context(network, params, store, steps, is_step):
+  """The context of each node by reading prompt and path again."""
+  tokens, lengths = whole_texts(store, steps, is_step)
   prefix, last_hidden = cache_lib.prefix_from_prompt(
     network, params, tokens, lengths
   )

@@ -28,6 +28,7 @@ from o1jax.encoding import Policy, encode_problems
 from o1jax.judging import Judge, Watch
 from o1jax.node_store import CacheOptions
 from o1jax.policy import sample
+from o1jax.policy.drafts import Draft
 from o1jax.reward.outcome import Verifier
 from o1jax.search import driver, strategies
 from o1jax.search.guidance import Guidance
@@ -89,6 +90,8 @@ class Solver:
     rollout_weight: float = 0.0,
     memory: str = "tree",
     cache: Mapping[str, Any] | None = None,
+    num_proposals: int = 0,
+    draft: Draft = step_model_lib.LOOKUP,
     steps_from_host: bool = False,
   ):
     """Builds the programs; nothing compiles before the first call.
@@ -143,6 +146,9 @@ class Solver:
       memory: "tree" or "tokens"; see `step_model`.
       cache: fields of `node_store.CacheOptions` that make the tree memory
         smaller: `dtype`, `window`, `num_sinks`.
+      num_proposals: tokens that the draft proposes for each call of the
+        network; 0 decodes token by token. See `make_step_model`.
+      draft: looks up what followed in the text, or a `ModelDraft`.
       steps_from_host: step the search from the host even where the reward does
         not need it, so that it can be watched.
 
@@ -198,6 +204,8 @@ class Solver:
       controls=controls,
       memory=memory,
       cache=CacheOptions(**cache or {}),
+      num_proposals=num_proposals,
+      draft=draft,
       merge_duplicates=is_tree and strategy not in combinations.SIDE_BY_SIDE,
       num_rollouts=num_rollouts if is_tree else 0,
       guidance=on_device,

@@ -67,18 +67,15 @@ def check_draft(network: Network, draft: Draft, num_proposals: int) -> None:
 
 
 class _Forced(NamedTuple):
-  """Tokens `[B, F]` that rows begin with, and how many count `[B]`."""
+  """Tokens `[B, G, F]` that rows begin with, and how many count `[B, G]`."""
 
   tokens: jax.Array
   lengths: jax.Array
 
   def over(self, tokens, slots):
     """Drawn `[B, G, K]` with the given ones in their slots, and where."""
-    is_forced = slots < self.lengths[:, None, None]
-    given = self.tokens[:, None, :]
-    shape = (*tokens.shape[:2], given.shape[2])
-    given = at_slots(jnp.broadcast_to(given, shape), slots)
-    return jnp.where(is_forced, given, tokens), is_forced
+    is_forced = slots < self.lengths[..., None]
+    return jnp.where(is_forced, at_slots(self.tokens, slots), tokens), is_forced
 
 
 @struct.dataclass
@@ -129,8 +126,8 @@ def speculate_rows(
 ) -> SpeculatedRows:
   """Does what `sample.decode_rows` does in fewer calls of the network.
 
-  Arguments and results are those of `decode_rows`; log-probs are the policy's,
-  as there. With the same keys the tokens are others, but of the same
+  Arguments and results are those of `decode_rows`, where forced tokens are
+  given text. With the same keys the tokens are others, but of the same
   distribution; at temperature 0 they are the same.
 
   Args:
@@ -151,8 +148,8 @@ def speculate_rows(
     context_tokens: `[B, C]` the context as text, padded on the right.
     context_lengths: `[B]`, at least 1.
     is_active: `[B, G]`.
-    forced_tokens: `[B, F]`.
-    forced_lengths: `[B]`.
+    forced_tokens: `[B, G, F]`.
+    forced_lengths: `[B, G]`.
     with_certainty: also sum up confidence and entropy.
 
   Raises:
@@ -163,8 +160,8 @@ def speculate_rows(
   if is_active is None:
     is_active = jnp.ones((batch, num_rows), bool)
   if forced_tokens is None:
-    forced_tokens = jnp.zeros((batch, 1), jnp.int32)
-    forced_lengths = jnp.zeros(batch, jnp.int32)
+    forced_tokens = jnp.zeros((batch, num_rows, 1), jnp.int32)
+    forced_lengths = jnp.zeros((batch, num_rows), jnp.int32)
   forced = _Forced(forced_tokens, forced_lengths)
   uniforms = _uniforms(keys, max_new_tokens)
   drafting = draft.start(
@@ -266,6 +263,7 @@ def _first_token(network, params, rows, uniforms, forced, is_stop, controls):
   tokens, is_forced = forced.over(tokens[..., None], slots)
   behavior = jnp.where(is_forced, 0.0, behavior[..., None])
   policy = selected_log_probs(logits, tokens[..., 0])[..., None]
+  policy = jnp.where(is_forced, 0.0, policy)
   is_end, is_step_end = (x & ~is_forced for x in is_stop(tokens))
   alive = rows.is_alive
   counts = alive[..., None] & ~is_forced
@@ -329,7 +327,7 @@ def _round(
     is_written,
     tokens,
     behavior,
-    selected_log_probs(logits, tokens),
+    jnp.where(all_forced, 0.0, selected_log_probs(logits, tokens)),
   )
   last = jnp.take_along_axis(hidden, num_accepted[..., None, None], 2)
   return rows.replace(

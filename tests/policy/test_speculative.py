@@ -55,11 +55,10 @@ DRAFTS = {
   "ngram": NgramDraft(2),
 }
 FORCED = np.array([[STOP, 4, EOS, 3, 3], [5, 0, 0, 0, 0]], np.int32)
-NOT_FORCED = (FORCED, np.zeros(2, np.int32))
 
 
 @jax.jit
-def speculate(draft, controls, is_active, forced):
+def speculate(draft, controls, is_active, num_forced):
   prefix, last = prefix_from_prompt(NETWORK, PARAMS, PROMPTS, LENGTHS)
   return speculate_rows(
     NETWORK,
@@ -79,8 +78,8 @@ def speculate(draft, controls, is_active, forced):
     context_tokens=PROMPTS,
     context_lengths=LENGTHS,
     is_active=is_active,
-    forced_tokens=forced[0],
-    forced_lengths=forced[1],
+    forced_tokens=jnp.broadcast_to(FORCED[:, None], (B, G, FORCED.shape[1])),
+    forced_lengths=jnp.broadcast_to(num_forced[:, None], (B, G)),
     with_certainty=True,
   )
 
@@ -89,8 +88,8 @@ def speculate(draft, controls, is_active, forced):
 def speculated(draft, controls, num_active=G, with_forced=False):
   """Rows of a draft under settings, on the host."""
   is_active = np.broadcast_to(np.arange(G)[None] < num_active, (B, G))
-  forced = (FORCED, np.array([5, 1])) if with_forced else NOT_FORCED
-  rows = speculate(DRAFTS[draft], CONTROLS[controls], is_active, forced)
+  num_forced = np.array([5, 1] if with_forced else [0, 0])
+  rows = speculate(DRAFTS[draft], CONTROLS[controls], is_active, num_forced)
   return jax.tree.map(np.asarray, rows)
 
 
@@ -223,7 +222,7 @@ def test_rows_are_those_of_a_full_forward(draft, with_forced):
     for t in range(m):
       row = logits[i, n + t - 1]
       policy = row[tokens[t]] - np.log(np.exp(row).sum())
-      close(rows.policy_log_probs[b, g, t], policy)
+      close(rows.policy_log_probs[b, g, t], 0.0 if t < forced else policy)
       drawn = oracle_probs(row, CONTROLS["warm"])
       behavior = 0.0 if t < forced else np.log(drawn[tokens[t]])
       close(rows.behavior_log_probs[b, g, t], behavior)
