@@ -6,6 +6,10 @@ An effort of n is the tokens of n whole solutions; low, medium and high are 4,
 16 and 64. The strategies "adaptive" and "compute_optimal" share these out over
 the problems by how hard they seem, see allocation.py. Rows go to the terminal
 and to evaluation.jsonl in the workdir, and into its report.
+
+Fields of the config's evaluation may be set anew, as in
+`--config.evaluation.options.best_of_n.answer_by=weighted_vote`; such rows go to
+the terminal alone.
 """
 
 import pathlib
@@ -35,6 +39,9 @@ def define_flags() -> None:
     "iterations", [], "Saved iterations, or all; the last by default."
   )
   flags.DEFINE_integer("num_problems", 512, "Held out.")
+  flags.DEFINE_multi_string(
+    "config_override", [], "What --config.evaluation.a=value becomes."
+  )
   flags.DEFINE_string(
     "compilation_cache", "~/.cache/o1jax/jax", "Keeps compiled programs."
   )
@@ -53,14 +60,17 @@ def main(argv: list[str]) -> None:
   num_problems = flags.FLAGS.num_problems
   if num_problems < 1:
     raise config_lib.UserError(f"--num_problems={num_problems} is less than 1")
-  mesh = build.evaluation_devices(config_lib.config_of_workdir(workdir))
+  overrides = flags.FLAGS.config_override
+  config = config_lib.config_of_workdir(workdir)
+  override_evaluation(config, overrides)
+  mesh = build.evaluation_devices(config)
   evaluator = None
   for iteration in _iterations(workdir):
     trained = load.from_workdir(workdir, iteration, mesh)
     if evaluator is None:
       # Compiled programs take parameters as arguments: one for all iterations.
       evaluator = build.evaluator_of(
-        trained.config, trained.policy, trained.task, trained.mesh
+        config, trained.policy, trained.task, trained.mesh
       )
     rows = measure(
       trained,
@@ -69,12 +79,29 @@ def main(argv: list[str]) -> None:
       efforts,
       num_problems,
     )
-    with config_lib.writing(workdir):
-      iterate.save_evaluation(workdir, rows)
+    if not overrides:
+      with config_lib.writing(workdir):
+        iterate.save_evaluation(workdir, rows)
     print(f"iteration {trained.iteration}, {num_problems} problems")
     print(evaluation.format_rows(rows), flush=True)
-  with config_lib.writing(workdir):
-    report.write_report(workdir)
+  if not overrides:
+    with config_lib.writing(workdir):
+      report.write_report(workdir)
+
+
+def override_evaluation(config: Any, overrides: Sequence[str]) -> None:
+  """Sets fields of a run's `evaluation` from texts "evaluation.a=value".
+
+  Raises:
+    UserError: a field of another group, an unknown one, or a bad value.
+  """
+  for text in overrides:
+    if not text.startswith("evaluation."):
+      raise config_lib.UserError(
+        f"--config.{text}: only fields of evaluation can be set here, the rest "
+        "made the run what it is"
+      )
+  config_lib.apply_overrides(config, overrides)
 
 
 def measure(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from o1jax import build, evaluate, load, metrics
+from o1jax import build, evaluate, iterate, load, metrics, report
 from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 from o1jax.policy import pretrained
@@ -78,6 +78,23 @@ def test_bad_numbers_end_with_one_line(workdir):
       evaluate._whole(text)
 
 
+def own_flags(monkeypatch):
+  """Flags of the command that no other test has read."""
+  values = flags.FlagValues()
+  monkeypatch.setattr(flags, "FLAGS", values)
+  monkeypatch.setattr(mesh_lib, "enable_compilation_cache", lambda _: None)
+  for define in (
+    flags.DEFINE_string,
+    flags.DEFINE_list,
+    flags.DEFINE_integer,
+    flags.DEFINE_multi_string,
+  ):
+    define = functools.partial(define, flag_values=values)
+    monkeypatch.setattr(flags, define.func.__name__, define)
+  evaluate.define_flags()
+  return values
+
+
 @pytest.mark.parametrize(
   "flag, words",
   [
@@ -89,16 +106,38 @@ def test_bad_flags_are_refused_before_anything_is_measured(
   workdir, monkeypatch, flag, words
 ):
   monkeypatch.setattr(evaluate, "measure", None)
-  values = flags.FlagValues()
-  monkeypatch.setattr(flags, "FLAGS", values)
-  monkeypatch.setattr(mesh_lib, "enable_compilation_cache", lambda _: None)
-  for define in (flags.DEFINE_string, flags.DEFINE_list, flags.DEFINE_integer):
-    define = functools.partial(define, flag_values=values)
-    monkeypatch.setattr(flags, define.func.__name__, define)
-  evaluate.define_flags()
+  values = own_flags(monkeypatch)
   values(["evaluate", f"--workdir={workdir}", flag])
   with pytest.raises(config_lib.UserError, match=words):
     evaluate.main(["evaluate"])
+
+
+def test_fields_of_the_evaluation_may_be_set_anew(workdir):
+  config = config_lib.config_of_workdir(workdir)
+  evaluate.override_evaluation(
+    config, ["evaluation.options.best_of_n.answer_by=weighted_vote"]
+  )
+  trained = load.from_workdir(workdir)
+  evaluator = build.evaluator_of(
+    config, trained.policy, trained.task, trained.mesh
+  )
+  assert evaluator._solver("best_of_n", 4)._answer_by == "weighted_vote"
+  with pytest.raises(config_lib.UserError, match="only fields of evaluation"):
+    evaluate.override_evaluation(config, ["search.rule=uct"])
+
+
+def test_rows_of_another_evaluation_are_not_kept(workdir, monkeypatch):
+  values = own_flags(monkeypatch)
+  monkeypatch.setattr(evaluate, "measure", lambda *_: [])
+  kept = []
+  for module, name in ((iterate, "save_evaluation"), (report, "write_report")):
+    monkeypatch.setattr(module, name, lambda *_: kept.append(1))
+  values(["evaluate", f"--workdir={workdir}"])
+  evaluate.main(["evaluate"])
+  assert len(kept) == 2
+  values["config_override"].value = ["evaluation.rule=uct"]
+  evaluate.main(["evaluate"])
+  assert len(kept) == 2
 
 
 def test_every_cell_is_checked_before_the_first_is_measured(
