@@ -483,8 +483,17 @@ def test_guidances_are_what_their_names_say():
   ]
   answers = ["a", "b", "a", None, None]
   verdicts = [Verdict(True, "", answer) for answer in answers]
-  context = SimpleNamespace(judge=lambda searched: verdicts)
-  one = Searched(problem, solutions, 0, {}, {})
+  task = SimpleNamespace(heuristic=lambda problem, text: len(text) / 10)
+  context = SimpleNamespace(
+    judge=lambda searched: verdicts, trained=SimpleNamespace(task=task)
+  )
+  solutions = [
+    dataclasses.replace(solution, path=(i, i + 1))
+    for i, solution in enumerate(solutions, 1)
+  ]
+  values = np.array([0.0, 0.5, 0.4, 0.0, 0.2, 0.1, 0.6])
+  nodes = {"value": values, "reward": np.eye(7)[3] * 0.8}
+  one = Searched(problem, solutions, 0, nodes, {})
   expected = {
     "value": [0.9, 0.4, 0.1, 0.8, 0.7],
     "sequence_log_prob": np.exp([-4, -0.5, -4, -0.25, -9]),
@@ -492,13 +501,17 @@ def test_guidances_are_what_their_names_say():
     "least_log_prob": np.exp([-3, -0.5, -2, -0.25, -9]),
     "self_consistency": [0.5, 0.25, 0.5, 0, 0],
     "weighted_consistency": [1 / 2.2, 0.4 / 2.2, 1 / 2.2, 0, 0],
+    "heuristic": [0.1, 0.1, 0.2, 0.4, 0.1],
+    "value_min": [0.4, 0.4, 0.2, 0.1, 0.1],
+    "value_product": [0.2, 0.32, 0.16, 0.02, 0.06],
+    "value_mean": [0.45, 0.6, 0.5, 0.15, 0.35],
   }
   assert guidance.GUIDANCES.keys() == expected.keys()
   for name, scores in expected.items():
     given = guidance.GUIDANCES[name](context, one)
     np.testing.assert_allclose(given, scores, rtol=1e-6, err_msg=name)
   nothing = Searched(problem, [], None, {}, {})
-  context = SimpleNamespace(judge=lambda searched: [])
+  context.judge = lambda searched: []
   for scores in guidance.GUIDANCES.values():
     assert len(scores(context, nothing)) == 0
 
@@ -537,7 +550,7 @@ def test_the_table_of_guidance_by_hand():
   assert guidance.draw(measured[2:]) is None
 
 
-def test_guidances_share_one_search(toy_context, monkeypatch):
+def test_guidances_share_their_searches(toy_context, monkeypatch):
   calls = []
   solver = toy_context.solver
 
@@ -549,20 +562,22 @@ def test_guidances_share_one_search(toy_context, monkeypatch):
   monkeypatch.setattr(guidance, "NUM_SOLUTIONS", 2)
   cells = guidance.make_cells(toy_context, 1)
   results = [guidance.measure(toy_context, cell) for cell in cells]
-  assert len(cells) == len(guidance.GUIDANCES) and len(calls) == 1
-  searched, _ = toy_context.search(guidance._options(cells[0]), 0)
-  finished = [
-    (i, toy_context.trained.task.check(one.problem, s.text).is_correct)
-    for i, one in enumerate(searched)
-    for s in one.solutions
-    if s.is_finished
-  ]
-  assert 0 < len(finished) < 2 * PROBLEMS
-  for result in results:
+  assert len(cells) == len(guidance.GUIDANCES) and len(calls) == 2
+  for cell, result in zip(cells, results, strict=True):
+    searched, _ = toy_context.search(guidance._options(cell), 0)
+    finished = [
+      (i, toy_context.trained.task.check(one.problem, s.text).is_correct)
+      for i, one in enumerate(searched)
+      for s in one.solutions
+      if s.is_finished
+    ]
+    assert 0 < len(finished) < 2 * PROBLEMS
     pairs = zip(result["problem"], result["is_correct"], strict=True)
     assert list(pairs) == finished
     assert len(result["scores"]) == len(finished)
     assert all(math.isfinite(score) for score in result["scores"])
+  # The last ones score by steps.
+  assert max(len(s.path) for one in searched for s in one.solutions) > 1
 
 
 # The study of random legal play.

@@ -1,10 +1,11 @@
 """How well each guidance tells right solutions from wrong ones.
 
 Every finished solution that best-of-N draws is scored by every guidance and
-checked. AUROC says how well the scores order the solutions of all problems,
-and of each problem alone (a search chooses among the latter); ECE and the
-Brier score say how far they are probabilities; the last column answers with
-the solution of the highest score. Intervals resample problems.
+checked; those that fold the values of steps are scored on solutions that were
+sampled alike, step by step. AUROC says how well the scores order the solutions
+of all problems, and of each problem alone (a search chooses among the latter);
+ECE and the Brier score say how far they are probabilities; the last column
+answers with the solution of the highest score. Intervals resample problems.
 
 A guidance is a function from a search to one finite number a solution, higher
 for what is held to be right; those in [0, 1] are read as probabilities. It may
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from o1jax import calibration, drawing
+from o1jax.answering import folded_score
 from o1jax.searched import Searched
 from o1jax.studies.context import Context
 from o1jax.studies.study import (
@@ -61,6 +63,33 @@ def least_log_prob(context: Context, searched: Searched) -> np.ndarray:
   return np.exp(np.array(least, np.float64))
 
 
+def heuristic(context: Context, searched: Searched) -> np.ndarray:
+  """The task's heuristic of the whole solution."""
+  score = context.trained.task.heuristic
+  scores = [score(searched.problem, s.text) for s in searched.solutions]
+  return np.array(scores, float)
+
+
+def value_min(context: Context, searched: Searched) -> np.ndarray:
+  """The least value of a step: see answering.py."""
+  return _folded(searched, "min")
+
+
+def value_product(context: Context, searched: Searched) -> np.ndarray:
+  """The product of the values of the steps."""
+  return _folded(searched, "product")
+
+
+def value_mean(context: Context, searched: Searched) -> np.ndarray:
+  """The mean of the values of the steps."""
+  return _folded(searched, "mean")
+
+
+def _folded(searched, fold) -> np.ndarray:
+  found = [folded_score(searched.nodes, s, fold) for s in searched.solutions]
+  return np.array(found, float)
+
+
 def self_consistency(context: Context, searched: Searched) -> np.ndarray:
   """The share of the finished solutions with the same answer.
 
@@ -97,7 +126,14 @@ GUIDANCES: Mapping[str, Guidance] = {
   "least_log_prob": least_log_prob,
   "self_consistency": self_consistency,
   "weighted_consistency": weighted_consistency,
+  "heuristic": heuristic,
+  "value_min": value_min,
+  "value_product": value_product,
+  "value_mean": value_mean,
 }
+# Those that need solutions of several steps; they come last, so that the
+# searches follow each other.
+OF_STEPS = ("value_min", "value_product", "value_mean")
 
 
 def make_cells(context: Context, num_seeds: int) -> list[Cell]:
@@ -106,14 +142,25 @@ def make_cells(context: Context, num_seeds: int) -> list[Cell]:
     {
       "guidance": name,
       "seed": seed,
-      "strategy": "best_of_n",
       "reward": "value",
-      "num_candidates": NUM_SOLUTIONS,
+      **_sampling(context, is_stepwise=name in OF_STEPS),
       "temperature": context.evaluation["temperature"],
     }
     for seed in range(num_seeds)
     for name in GUIDANCES
   ]
+
+
+def _sampling(context: Context, is_stepwise: bool) -> dict[str, Any]:
+  """Options of best-of-N, or of the same draws a step at a time."""
+  if not is_stepwise:
+    return {"strategy": "best_of_n", "num_candidates": NUM_SOLUTIONS}
+  num_steps = context.trained.policy.lengths.num_steps
+  return {
+    "strategy": "speculative_rejection",
+    "num_expansions": NUM_SOLUTIONS * num_steps,
+    "options": {"num_rows": NUM_SOLUTIONS, "rejection_rate": 0.0},
+  }
 
 
 def check(context: Context, cell: Cell) -> None:
