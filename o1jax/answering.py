@@ -82,10 +82,8 @@ def folded_score(
 
   Of a step it is the value it was given, of an end the outcome.
   """
-  scores = [
-    float(nodes["value"][n] + nodes["reward"][n]) for n in solution.path
-  ]
-  return FOLDS[fold](scores)
+  scores = nodes["value"] + nodes["reward"]
+  return FOLDS[fold]([float(scores[n]) for n in solution.path])
 
 
 def choose(
