@@ -314,7 +314,7 @@ def write_nodes(store, first_child, new) -> NodeStore:
 
 def merge_rows(x: jax.Array) -> jax.Array:
   """`[B, W, ...] -> [B * W, ...]`."""
-  return x.reshape(-1, *x.shape[2:])
+  return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def split_rows(x: jax.Array, shape: tuple[int, int]) -> jax.Array:

@@ -329,15 +329,6 @@ def test_greedy_takes_the_likeliest_token():
     np.testing.assert_array_equal(solution.behavior_log_probs, 0)
 
 
-@pytest.mark.parametrize("case", ["best_of_n-value", "mcts-value"])
-def test_one_device_is_two_is_eight(case):
-  for num_devices in (1, 8):
-    other = make_solver(num_devices, **CASES[case])
-    found = other(tiny_params(), jax.random.key(3), PROBLEMS)
-    for one, two in zip(found, searched(case), strict=True):
-      assert_same(one, two, 1e-5)
-
-
 def test_with_processes_two_halves_are_one_batch():
   options = CASES["best_of_n-checker"] | dict(num_workers=1)
   with contextlib.closing(make_solver(**options)) as halves:

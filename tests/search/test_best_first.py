@@ -73,7 +73,7 @@ def test_best_first_is_a_sorted_list(num_leaves, stop_at_solution):
   assert (num_stopped > 16) == stop_at_solution
 
 
-@pytest.mark.parametrize("min_score", [-np.inf, 0.35])
+@pytest.mark.parametrize("min_score", [-np.inf, 0.4])
 def test_depth_first_is_the_recursion(min_score):
   for seed in range(4):
     world = ragged_world(seed)
