@@ -499,8 +499,10 @@ class DictionaryMCTSr:
     num_simulations: int,
     max_children: int,
     exploration: float,
+    max_blocks: float = math.inf,
   ):
     self.draws = draws
+    self.max_blocks = max_blocks
     self.exploration = exploration
     self.max_children = max_children
     self.children: dict[Path, list[Path]] = {(): []}
@@ -515,11 +517,12 @@ class DictionaryMCTSr:
 
   def is_open(self, path: Path) -> bool:
     """Not fully expanded, and not an answer that nothing can follow."""
-    if self.draws.is_terminal[path]:
+    num_drawn = self.num_drawn[path]
+    if self.draws.is_terminal[path] or num_drawn >= self.max_blocks:
       return False
     below = [self.quality[child] for child in self.children[path]]
     has_better = not below or max(below) > self.quality[path]
-    return self.num_drawn[path] < self.max_children or not has_better
+    return num_drawn < self.max_children or not has_better
 
   def uct(self, path: Path) -> float:
     father = self.visits[path[:-1]]

@@ -323,19 +323,23 @@ def score_of_text(cell, one, solution):
 @every_cell(SLOW)
 def test_the_score_of_an_answer_is_that_of_its_text_read_anew(cell):
   found, _ = searched(cell)
-  num_answers, least = 0, -50.0 if takes_sums(cell[0]) else 0.0
+  least = -50.0 if takes_sums(cell[0]) else 0.0
   for one in found:
-    cut_off = [s for s in one.solutions if not s.is_finished]
-    assert all(s.outcome == least for s in cut_off)
-    if one.selected is None:
-      continue
-    num_answers += 1
-    solution = one.solutions[one.selected]
-    expected = score_of_text(cell, one, solution)
-    assert solution.outcome == pytest.approx(expected, abs=2e-5)
-    text = "".join(one.nodes["texts"][n] for n in solution.path)
-    assert text.endswith(solution.text)
-  assert num_answers >= BATCH / 2
+    for solution in one.solutions:
+      if not solution.is_finished:
+        assert solution.outcome == least
+        continue
+      expected = score_of_text(cell, one, solution)
+      assert solution.outcome == pytest.approx(expected, abs=2e-5)
+      text = "".join(one.nodes["texts"][n] for n in solution.path)
+      assert text.endswith(solution.text)
+    is_finished = any(s.is_finished for s in one.solutions)
+    # An answer that nobody can read does not vote.
+    if cell[0] != "majority_vote":
+      assert is_finished == (one.selected is not None)
+  # The likeliest tokens may not hold the end.
+  if cell[1] != "token":
+    assert sum(one.selected is not None for one in found) > 1
 
 
 def test_no_strategy_is_left_out():

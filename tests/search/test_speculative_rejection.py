@@ -1,13 +1,21 @@
 """Speculative rejection against lists of rows, and best-of-N against it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from o1jax.search.chains import live_tips
 from o1jax.search.driver import run_with_host
 from o1jax.search.speculative_rejection import speculative_rejection
-from o1jax.search.tree import NO_NODE
-from oracles import Draws, grow_chains, lowest_share, visits_by_path, visits_of
+from o1jax.search.tree import NO_NODE, make_tree
+from oracles import (
+  Draws,
+  grow_chains,
+  lowest_share,
+  visits_by_path,
+  visits_of,
+)
 from worlds import (
   TOKENS_PER_STEP,
   chain_search,
@@ -86,6 +94,25 @@ def test_rows_are_those_of_lists(make, rate, num_rows, num_starts, make_world):
       best = max(draws.score[path] for path in finished)
       reward = float(state.tree.reward[row, chosen[row]])
       np.testing.assert_allclose(reward, best, rtol=1e-6)
+
+
+def test_the_longest_rows_come_first_of_equal_ones_the_oldest():
+  r"""Only under a budget that runs short may a longer row be a younger node.
+
+      0
+   / / \ \        2 was followed by 3; 4 has ended
+  1 2   4 5
+    3
+  """
+  tree = make_tree(jnp.array([0.5]), capacity=7, num_candidates=1)
+  tree = tree.replace(
+    depth=jnp.array([[0, 1, 1, 2, 1, 1, 0]]),
+    first_child=jnp.array([[1, -1, 3, -1, -1, -1, -1]]),
+    num_visits=jnp.array([[2, 0, 0, 0, 1, 0, 0]]),
+    is_valid=jnp.array([[True] * 6 + [False]]),
+  )
+  tips = live_tips(tree, 4)
+  np.testing.assert_array_equal(tips, [[3, 1, 5, NO_NODE]])
 
 
 def test_without_rejection_every_row_is_sampled_to_its_end():
