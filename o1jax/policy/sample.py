@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from o1jax.policy.cache import Cache, LayerArrays, Prefix, make_cache
@@ -198,6 +199,8 @@ class DecodedRows:
     confidence: `[B, G]` sum over the tokens of `token_confidence`; None where
       it was not asked for.
     entropy: `[B, G]` sum over the tokens of the policy's entropy, or None.
+    watched: `[B, G, K]` the policy's log-probs of the watched tokens where the
+      last token of each row was drawn, or None.
   """
 
   tokens: jax.Array
@@ -211,6 +214,7 @@ class DecodedRows:
   values: LayerArrays
   confidence: jax.Array | None = None
   entropy: jax.Array | None = None
+  watched: jax.Array | None = None
 
 
 def row_uniforms(keys: jax.Array, max_new_tokens: int) -> jax.Array:
@@ -241,6 +245,7 @@ def decode_rows(
   forced_lengths: jax.Array | None = None,
   chosen: bool = False,
   with_certainty: bool = False,
+  watched_ids: tuple[int, ...] = (),
 ) -> DecodedRows:
   """Continues each context in G rows until each has stopped.
 
@@ -270,6 +275,7 @@ def decode_rows(
       stop a row. False where they are given text, with log-probs 0, in which
       no stop or end is seen.
     with_certainty: also sum up confidence and entropy of the drawn tokens.
+    watched_ids: K tokens whose log-probs are kept beside the last token's.
   """
   batch, width = last_hidden.shape
   if is_active is None:
@@ -284,6 +290,9 @@ def decode_rows(
   if with_certainty:
     nothing = jnp.zeros((batch, num_rows), jnp.float32)
     state = state.replace(confidence=nothing, entropy=nothing)
+  if watched_ids:
+    shape = (batch, num_rows, len(watched_ids))
+    state = state.replace(watched=jnp.zeros(shape, jnp.float32))
   state = run_rows(
     network,
     params,
@@ -298,6 +307,7 @@ def decode_rows(
     forced_tokens=forced_tokens,
     forced_lengths=forced_lengths,
     chosen=chosen,
+    watched_ids=watched_ids,
   )
   suffix_keys, suffix_values = state.cache.suffix_arrays()
   return DecodedRows(
@@ -312,6 +322,7 @@ def decode_rows(
     values=suffix_values,
     confidence=state.confidence,
     entropy=state.entropy,
+    watched=state.watched,
   )
 
 
@@ -333,6 +344,7 @@ class RowState:
     policy_log_probs: `[B, G, S]`, written at the slot.
     confidence: `[B, G]` summed so far, or None.
     entropy: `[B, G]` summed so far, or None.
+    watched: `[B, G, K]` log-probs at each row's last token, or None.
     is_ragged: static; True where rows began at different steps, so that each
       writes at its own length.
   """
@@ -349,6 +361,7 @@ class RowState:
   policy_log_probs: jax.Array
   confidence: jax.Array | None = None
   entropy: jax.Array | None = None
+  watched: jax.Array | None = None
   is_ragged: bool = struct.field(pytree_node=False, default=False)
 
 
@@ -393,6 +406,7 @@ def run_rows(
   forced_tokens: jax.Array | None = None,
   forced_lengths: jax.Array | None = None,
   chosen: bool = False,
+  watched_ids: tuple[int, ...] = (),
 ) -> RowState:
   """Decodes up to step `end`, or until fewer than `min_alive` rows go on.
 
@@ -437,6 +451,12 @@ def run_rows(
         confidence=state.confidence
         + jnp.where(counts, token_confidence(logits, drawn), 0.0),
         entropy=state.entropy + jnp.where(counts, token_entropy(logits), 0.0),
+      )
+    if watched_ids:
+      log_probs = jax.nn.log_softmax(logits)[..., np.array(watched_ids)]
+      is_alive = state.is_alive[..., None]
+      state = state.replace(
+        watched=jnp.where(is_alive, log_probs, state.watched)
       )
     state = _record(state, drawn, behavior, policy, stops, pad_id)
     return _advance(network, params, state, next_positions, drawn, pad_id)

@@ -28,6 +28,9 @@ class Signals:
       likeliest ones; None where the policy was not asked for it.
     entropy: sum over these of the entropy drawn from, in nats, or None.
     hidden: `[..., D]` the network's last hidden state.
+    self_evaluation: how surely the policy, asked in writing, calls a finished
+      candidate right; the value head's score of an unfinished one, of which it
+      cannot be asked. None where it was not asked.
   """
 
   value: jax.Array
@@ -36,6 +39,7 @@ class Signals:
   confidence: jax.Array | None
   entropy: jax.Array | None
   hidden: jax.Array
+  self_evaluation: jax.Array | None = None
 
 
 Guidance = Callable[[Signals], jax.Array]
@@ -71,12 +75,22 @@ def certainty(signals: Signals) -> jax.Array:
   return jnp.exp(-signals.entropy / signals.num_tokens)
 
 
+def self_evaluation(signals: Signals) -> jax.Array:
+  """P(yes) of the verdict that the policy writes; see o1jax/self_evaluation.py.
+
+  Kadavath et al., arXiv 2207.05221.
+  """
+  assert signals.self_evaluation is not None
+  return signals.self_evaluation
+
+
 GUIDANCES: Mapping[str, Guidance] = {
   "value": value,
   "log_prob": log_prob,
   "mean_prob": mean_prob,
   "confidence": confidence,
   "certainty": certainty,
+  "self_evaluation": self_evaluation,
 }
 # Those that need what the policy only computes on demand.
 OF_TOKENS = ("confidence", "certainty")

@@ -201,11 +201,13 @@ def decode(params, seeds, prompts, lengths, controls, is_active, forced=None):
     is_active=is_active,
     forced_tokens=None if forced is None else forced[0],
     forced_lengths=None if forced is None else forced[1],
+    watched_ids=WATCHED,
   )
   return prefix, rows
 
 
 SEEDS = np.array([5, 6, 7])
+WATCHED = (4, 6)
 WARM = {"temperature": 1.3, "top_p": 0.9}
 
 
@@ -258,6 +260,10 @@ def test_log_probs_are_those_of_a_full_forward():
         np.log(probs[rows.tokens[b, g, t]]),
         atol=2e-5,
       )
+    last = jax.nn.log_softmax(logits[b, g, n - 2 + m])
+    np.testing.assert_allclose(
+      rows.watched[b, g], last[np.array(WATCHED)], atol=1e-5
+    )
     assert (rows.policy_log_probs[b, g, m:] == 0).all()
     assert (rows.behavior_log_probs[b, g, m:] == 0).all()
 

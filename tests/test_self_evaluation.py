@@ -1,0 +1,156 @@
+"""Scores of written judgements against judgements written token by token."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from o1jax.policy.cache import prefix_from_prompt
+from o1jax.policy.tokenizer import train_tokenizer
+from o1jax.self_evaluation import UNDECIDED, Judgement, judge, make_judgement
+from policies import countdown, tiny_policy
+
+ROOM = 6  # tokens of a judgement behind its mark
+PIECES = ("1", "2", "+", "\n")
+
+
+def tokens_of(text):
+  return tiny_policy().tokenizer.encode(text)
+
+
+@functools.cache
+def loud_params():
+  """Those of the tiny policy, whose likeliest texts differ more."""
+  params = tiny_policy().network.init(jax.random.key(0))
+  return jax.tree.map(lambda x: 1.5 * x if x.ndim > 1 else x, params)
+
+
+def toy_judgement():
+  """Verdicts "1" and "2", which the tiny policy likes to write."""
+  return Judgement(
+    mark=tuple(tokens_of("\ncheck:\n")),
+    verdicts=(tokens_of("1")[0], tokens_of("2")[0]),
+    newline_id=tiny_policy().tokenizer.newline_id,
+    max_tokens=len(tokens_of("\ncheck:\n")) + ROOM,
+  )
+
+
+@functools.cache
+def forward(width):
+  network = tiny_policy().network
+
+  def read(params, tokens):
+    positions = jnp.arange(width)[None]
+    hidden, _ = network.apply(params, tokens[None], positions)
+    return jax.nn.log_softmax(network.policy_logits(params, hidden)[0])
+
+  return jax.jit(read)
+
+
+def oracle(text_tokens, judgement, width=64):
+  """Score and tokens of a judgement, each token by a whole forward."""
+  policy = tiny_policy()
+  text = [*text_tokens, *judgement.mark]
+  end = len(text) + judgement.max_tokens - len(judgement.mark)
+  while len(text) < end:
+    row = np.zeros(width, np.int32)
+    row[: len(text)] = text
+    log_probs = np.asarray(forward(width)(loud_params(), row))[len(text) - 1]
+    text.append(int(np.argmax(log_probs)))
+    if text[-1] in judgement.verdicts and text[-2] == judgement.newline_id:
+      yes, no = np.exp(log_probs[list(judgement.verdicts)].astype(np.float64))
+      return yes / (yes + no), len(text) - len(text_tokens)
+    if text[-1] in (*judgement.verdicts, policy.tokenizer.eos_id):
+      break
+  return UNDECIDED, len(text) - len(text_tokens)
+
+
+def written(count=24):
+  """Texts of different lengths."""
+  rng = np.random.default_rng(0)
+  return [
+    tokens_of("".join(rng.choice(PIECES, rng.integers(3, 12))))
+    for _ in range(count)
+  ]
+
+
+def test_scores_are_those_of_judgements_written_token_by_token():
+  policy, judgement = tiny_policy(), toy_judgement()
+  texts = written()
+  lengths = np.array([len(text) for text in texts])
+  tokens = np.zeros((len(texts), lengths.max()), np.int32)
+  for row, text in zip(tokens, texts, strict=True):
+    row[: len(text)] = text
+  is_active = np.arange(len(texts)) % 5 > 0
+
+  @jax.jit
+  def run(params):
+    prefix, last = prefix_from_prompt(policy.network, params, tokens, lengths)
+    return judge(
+      policy.network,
+      params,
+      judgement,
+      last,
+      jnp.asarray(lengths),
+      prefix,
+      is_active,
+      eos_id=policy.tokenizer.eos_id,
+      pad_id=policy.tokenizer.pad_id,
+    )
+
+  scores, spent = map(np.asarray, run(loud_params()))
+  expected = [oracle(text, judgement) for text in texts]
+  decided = 0
+  for i, (score, count) in enumerate(expected):
+    if is_active[i]:
+      assert spent[i] == count
+      np.testing.assert_allclose(scores[i], score, atol=1e-5)
+      decided += score != UNDECIDED
+    else:
+      assert spent[i] == 0
+  assert 3 <= decided < is_active.sum()
+
+
+def test_the_form_is_that_of_the_task():
+  task = countdown()
+  texts = task.corpus(np.random.default_rng(0), 200, "judging")
+  tokenizer = train_tokenizer(texts, vocab_size=400, max_digits_per_piece=1)
+  judgement = make_judgement(
+    tokenizer,
+    judge_mark=task.judge_mark,
+    verdict_words=task.verdict_words,
+    step_tokens=20,
+    num_steps=2,
+  )
+  assert tokenizer.decode(list(judgement.mark)) == "\ncheck:\n"
+  assert [tokenizer.decode([i]) for i in judgement.verdicts] == ["yes", "no"]
+  for _, text in task.demonstrations("judging", np.random.default_rng(1), 50):
+    solution, _, _ = text.partition("\ncheck:\n")
+    encoded = tokenizer.encode(text)
+    count = len(tokenizer.encode(solution))
+    assert encoded[count:][: len(judgement.mark)] == list(judgement.mark)
+    assert len(encoded) - count <= judgement.max_tokens
+    # The verdict is the only one of its words, and on a line of its own.
+    is_verdict = np.isin(encoded, judgement.verdicts)
+    assert is_verdict.tolist() == [False] * (len(encoded) - 1) + [True]
+    assert encoded[-2] == judgement.newline_id
+
+
+@pytest.mark.parametrize(
+  "judge_mark, words, message",
+  [
+    ("", ("1", "2"), "the task has no judge mark"),
+    ("check:\n", ("1", "nay"), "the verdict 'nay' has 3 tokens and must have"),
+  ],
+)
+def test_a_task_that_cannot_be_asked_is_refused(judge_mark, words, message):
+  with pytest.raises(ValueError, match=message):
+    make_judgement(
+      tiny_policy().tokenizer,
+      judge_mark=judge_mark,
+      verdict_words=words,
+      step_tokens=5,
+      num_steps=2,
+    )
