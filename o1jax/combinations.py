@@ -15,6 +15,8 @@ REVISIONS = ("revision", "mctsr")
 # Those that sample candidates side by side, so that equal ones stay apart.
 SIDE_BY_SIDE = ("speculative_rejection", "revision")
 STRATEGIES = (*strategies.STRATEGIES, "majority_vote")
+# Who criticises an answer that is revised.
+FEEDBACKS = ("policy", "checker")
 
 
 def search_name(strategy: str) -> str:
@@ -29,6 +31,7 @@ def check_combination(
   guidance: Mapping[str, float] | None,
   num_rollouts: int,
   rollout_weight: float,
+  feedback: str,
 ) -> None:
   """Refuses what is unknown or does not go together, with the reason.
 
@@ -39,9 +42,15 @@ def check_combination(
     ("strategy", strategy, STRATEGIES),
     ("granularity", granularity, GRANULARITIES),
     ("reward", reward, REWARDS),
+    ("feedback", feedback, FEEDBACKS),
   ):
     if value not in known:
       raise ValueError(f"{field}={value!r}: choose one of {', '.join(known)}")
+  if feedback == "checker" and strategy not in REVISIONS:
+    raise ValueError(
+      f"feedback='checker': strategy={strategy!r} does not revise; use one of "
+      f"{', '.join(REVISIONS)}, or feedback='policy'"
+    )
   readers = [n for n in READ_ROLLOUTS if guidance and guidance.get(n)]
   is_read = bool(rollout_weight or readers)
   is_lacking = rollout_weight and not num_rollouts

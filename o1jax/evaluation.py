@@ -84,6 +84,7 @@ def strategy_options(
       differ for this one. `num_revisions` sets how much of a budget of
       revisions is spent one after another: 0 draws all answers side by side,
       effort - 1 draws one chain (Snell et al., arXiv 2408.03314, Section 6).
+      `feedback` says who criticises what is revised.
       `num_rounds` draws the solutions of best-of-N in as many rounds, between
       which a stop rule may end it. `answer_by` and `fold` are those of
       `Solver`.
@@ -101,6 +102,8 @@ def strategy_options(
   num_candidates = more.pop("num_candidates", num_candidates)
   num_revisions = more.pop("num_revisions", MAX_REVISIONS)
   answer = {n: more.pop(n) for n in ("answer_by", "fold") if n in more}
+  if "feedback" in more:
+    answer["feedback"] = more.pop("feedback")
   budget = _budget(strategy, effort, num_steps, num_candidates, num_revisions)
   budget |= answer
   if strategy in ("best_of_n", "majority_vote") and "num_rounds" in more:

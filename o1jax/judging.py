@@ -3,7 +3,8 @@
 Between the two halves of a round the new candidates are read back as texts.
 The host's guidances score them all; the checker, where it is the reward, judges
 those that are finished and the rollouts of the others. What they say takes the
-place of the device's scores.
+place of the device's scores. Where its feedback is what answers are revised by,
+the checker also says what is wrong with them.
 """
 
 import functools
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from o1jax import node_store
+from o1jax.feedback import Critic, Said
 from o1jax.reward.outcome import Verifier
 from o1jax.search import contracts
 from o1jax.search.driver import Told
@@ -32,6 +34,7 @@ class Round(NamedTuple):
     is_new: `[B, W, A]` which candidates are valid and new.
     is_finished: `[B, W, A]` which of these end with the end mark.
     is_open: `[B, W, A]` which of these can be followed.
+    is_revisable: `[B, W, A]` which finished ones another answer may follow.
     rollouts: `[B, W, A, M, T]` from those that can be followed; M may be 0.
     score: `[B, W, A]` the device's outcome of finished ones, its value of
       others.
@@ -42,6 +45,7 @@ class Round(NamedTuple):
   is_new: jax.Array
   is_finished: jax.Array
   is_open: jax.Array
+  is_revisable: jax.Array
   rollouts: jax.Array
   score: jax.Array
 
@@ -65,6 +69,7 @@ def read_round(state: contracts.SearchState, *, max_depth: int) -> Round:
     is_new=is_new,
     is_finished=is_new & is_finished,
     is_open=is_new & ~is_finished & ~expansion.is_terminal,
+    is_revisable=is_new & is_finished & ~expansion.is_terminal,
     rollouts=rollouts.reshape(*shape, *rollouts.shape[2:]),
     score=jnp.where(is_finished, expansion.outcome, expansion.value),
   )
@@ -86,6 +91,7 @@ class Judge:
     verifier: Verifier | None,
     checks_rollouts: bool,
     guide: HostGuide | None,
+    critic: Critic | None = None,
   ):
     """Prepares; `begin` comes before the first round.
 
@@ -96,6 +102,8 @@ class Judge:
       verifier: asked about finished solutions; None where it is not the reward.
       checks_rollouts: whether it is asked about rollouts too.
       guide: the host's guidances; None where there are none.
+      critic: gives the feedback that revisions begin with; None where the
+        policy writes it.
     """
     self.asked: list[list[str]] = []
     self._text = text_fn
@@ -103,6 +111,7 @@ class Judge:
     self._verifier = verifier
     self._checks_rollouts = checks_rollouts
     self._guide = guide
+    self._critic = critic
     self._read = jax.jit(functools.partial(read_round, max_depth=max_depth))
     self._problems: Sequence[Problem] = ()
     self._watch: Watch | None = None
@@ -115,7 +124,9 @@ class Judge:
     if self._guide is not None:
       self._guide.begin(len(problems))
 
-  def __call__(self, state: contracts.SearchState, part: int) -> Told | None:
+  def __call__(
+    self, state: contracts.SearchState, part: int
+  ) -> Told | Said | None:
     """What the host says of a round; None where it has no say.
 
     Args:
@@ -125,11 +136,18 @@ class Judge:
     seen = jax.device_get(self._read(state))
     if self._watch is not None and part == 0:
       self._watch([self._path_text(seen, p) for p in _places(seen.is_new[:1])])
-    if self._verifier is None and self._guide is None:
-      return None
     first = part * len(seen.is_new)
     # Rows that only fill the batch are nobody's cost: they are left out.
     num_rows = max(len(self._problems) - first, 0)
+    told = self._scores(seen, num_rows, first)
+    if self._critic is None:
+      return told
+    return Said(told, *self._feedback(seen, num_rows, first))
+
+  def _scores(self, seen: Round, num_rows: int, first: int) -> Told | None:
+    """Guidance and verdicts; None where the host gives neither."""
+    if self._verifier is None and self._guide is None:
+      return None
     outcome = np.full(seen.is_new.shape, np.nan, np.float32)
     value = outcome.copy()
     if self._guide is not None:
@@ -185,6 +203,20 @@ class Judge:
         outcome[place] = float(verdict.is_correct)
       else:
         outcome[place] += share * verdict.is_correct
+
+  def _feedback(
+    self, seen: Round, num_rows: int, first: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Feedback `[B, W, A, F]` on what may be revised, and its lengths."""
+    lengths = np.zeros(seen.is_new.shape, np.int32)
+    tokens = np.zeros((*lengths.shape, self._critic.max_tokens), np.int32)
+    for place in _places(seen.is_revisable[:num_rows]):
+      index, text = first + place[0], self._path_text(seen, place)
+      self.asked[index].append(text)
+      said = self._critic(self._problems[index], text)
+      tokens[place][: len(said)] = said
+      lengths[place] = len(said)
+    return tokens, lengths
 
   def _path_text(self, seen: Round, place: tuple[int, ...]) -> str:
     return self._text(seen.tokens[place][seen.mask[place]])

@@ -106,6 +106,9 @@ class NodeStore:
     keys, values: per layer `[B, N + A, J, S, E]`, plain or `Quantized` with
       one scale for the S slots of a head (tree memory), else ().
     rollout_tokens: `[B, N + A, M, T]` rollouts from each node; M may be 0.
+    feedback_tokens: `[B, N + A, F]` what the host says of each node's answer,
+      with which its revisions begin; None where the policy says it itself.
+    feedback_lengths: `[B, N + A]` how many tokens of it count, or None.
   """
 
   prompt_tokens: jax.Array
@@ -126,6 +129,8 @@ class NodeStore:
   keys: cache_lib.LayerArrays
   values: cache_lib.LayerArrays
   rollout_tokens: jax.Array
+  feedback_tokens: jax.Array | None = None
+  feedback_lengths: jax.Array | None = None
 
 
 def path_to(store: NodeStore, node: jax.Array, max_depth: int) -> jax.Array:
@@ -215,6 +220,15 @@ def with_memory(store, prompt, last_hidden) -> NodeStore:
     keys=tuple(block(k) for k in prompt.keys),
     values=tuple(block(v) for v in prompt.values),
     last_hidden=hidden.at[:, ROOT].set(last_hidden),
+  )
+
+
+def with_feedback(store, max_tokens, pad_id) -> NodeStore:
+  """Adds room for feedback on every node."""
+  slots = store.lengths.shape
+  return store.replace(
+    feedback_tokens=jnp.full((*slots, max_tokens), pad_id, jnp.int32),
+    feedback_lengths=jnp.zeros(slots, jnp.int32),
   )
 
 

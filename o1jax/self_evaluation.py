@@ -18,6 +18,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from o1jax.encoding import Lengths
 from o1jax.policy import sample
 from o1jax.policy.cache import Prefix
 from o1jax.policy.network import Network, Params
@@ -45,19 +46,16 @@ class Judgement:
 
 def make_judgement(
   tokenizer: Tokenizer,
-  *,
+  lengths: Lengths,
   judge_mark: str,
   verdict_words: tuple[str, str],
-  step_tokens: int,
-  num_steps: int,
 ) -> Judgement:
   """Room for a line a step, a line of criticism and a verdict.
 
   Args:
     tokenizer: the policy's.
+    lengths: the policy's.
     judge_mark, verdict_words: of the task.
-    step_tokens: most tokens of a line.
-    num_steps: steps of a solution.
 
   Raises:
     ValueError: the task has no mark, or its verdicts are not one token each.
@@ -81,7 +79,7 @@ def make_judgement(
     mark=mark,
     verdicts=(right, wrong),
     newline_id=tokenizer.newline_id,
-    max_tokens=len(mark) + step_tokens * (num_steps + 1) + 1,
+    max_tokens=len(mark) + lengths.step_tokens * (lengths.num_steps + 1) + 1,
   )
 
 

@@ -25,6 +25,7 @@ from o1jax import mesh as mesh_lib
 from o1jax import searched as searched_lib
 from o1jax import step_model as step_model_lib
 from o1jax.encoding import Policy, encode_problems
+from o1jax.feedback import Critic, take_in_feedback
 from o1jax.judging import Judge, Watch
 from o1jax.node_store import CacheOptions
 from o1jax.policy import sample
@@ -42,6 +43,7 @@ from o1jax.search.host_guidance import (
 from o1jax.search.selection import check_options
 from o1jax.search.tree import NO_NODE
 from o1jax.searched import Searched
+from o1jax.self_evaluation import make_judgement
 from o1jax.tasks.task import Task
 from o1jax.types import Problem
 
@@ -70,6 +72,7 @@ class Solver:
     num_workers: int = 0,
     granularity: str = "step",
     num_revisions: int = 3,
+    feedback: str = "policy",
     num_candidates: int = 1,
     num_simulations: int = 1,
     num_expansions: int = 1,
@@ -120,7 +123,11 @@ class Solver:
         line; "segment", as many tokens as a line may have; "token", the
         likeliest tokens, one each.
       num_revisions: of revision and mctsr, most revisions behind each other;
-        the policy writes a line of criticism before each.
+        a line of criticism stands before each.
+      feedback: who writes that line: the "policy" itself, or the "checker",
+        whose message says what is wrong and in which step. So the search is
+        told more than the policy knows: its accuracy is not one without the
+        checker, whatever the reward. Each message counts as a request.
       num_candidates: A, or N for best-of-N and majority vote.
       num_simulations: of mcts.
       num_expansions: most nodes that a search expands; bounds its memory.
@@ -156,7 +163,13 @@ class Solver:
       ValueError: a field that does not fit, with what to change.
     """
     combinations.check_combination(
-      strategy, granularity, reward, guidance, num_rollouts, rollout_weight
+      strategy,
+      granularity,
+      reward,
+      guidance,
+      num_rollouts,
+      rollout_weight,
+      feedback,
     )
     answering.check_answering(strategy, answer_by, fold, guidance)
     check_options("the search's cache", CacheOptions, cache or {})
@@ -181,7 +194,10 @@ class Solver:
     if self._revises:
       mark = policy.tokenizer.encode(f"\n{task.revision_mark}")
       shape = step_shape.revisions(
-        policy.lengths, tuple(mark), num_revisions=num_revisions
+        policy.lengths,
+        tuple(mark),
+        num_revisions=num_revisions,
+        takes_feedback=feedback == "checker",
       )
     elif is_tree:
       shape = step_shape.parts_of_solutions(
@@ -189,6 +205,11 @@ class Solver:
       )
     else:
       shape = step_shape.whole_solutions(policy.lengths)
+    judgement = None
+    if guidance is not None and guidance.get("self_evaluation"):
+      judgement = make_judgement(
+        policy.tokenizer, policy.lengths, task.judge_mark, task.verdict_words
+      )
     controls = sample.make_controls(
       temperature=temperature if strategy != "greedy" else 0.0,
       top_k=top_k,
@@ -210,6 +231,7 @@ class Solver:
       num_rollouts=num_rollouts if is_tree else 0,
       guidance=on_device,
       guidance_functions=guidance_functions,
+      judgement=judgement,
     )
     shared = dict(
       num_simulations=num_simulations,
@@ -250,6 +272,10 @@ class Solver:
         text_functions,
         is_checked=is_checked,
       )
+    critic, take_in = None, driver.take_in
+    if feedback == "checker":
+      critic = Critic(task.feedback, policy.tokenizer, shape.feedback_tokens)
+      take_in = take_in_feedback
     self._judge = Judge(
       lambda tokens: self._answer(policy.tokenizer.decode(tokens.tolist())),
       eos_id=policy.tokenizer.eos_id,
@@ -257,9 +283,10 @@ class Solver:
       verifier=self._verifier if is_checked else None,
       checks_rollouts=rollout_weight > 0,
       guide=guide,
+      critic=critic,
     )
-    if is_checked or on_host or steps_from_host:
-      self._search = driver.run_with_host(on_mesh, self._judge)
+    if is_checked or on_host or critic or steps_from_host:
+      self._search = driver.run_with_host(on_mesh, self._judge, take_in)
     else:
       search = driver.run_on_device(on_mesh)
       self._search = lambda params, key, batches: [

@@ -35,6 +35,7 @@ from o1jax.node_store import (
   step_memory,
   whole_texts,
   windowed,
+  with_feedback,
   with_memory,
   write_nodes,
 )
@@ -46,6 +47,7 @@ from o1jax.policy.speculative import check_draft, speculate_rows
 from o1jax.search import contracts
 from o1jax.search import guidance as guidance_lib
 from o1jax.search.tree import NO_NODE, ROOT
+from o1jax.self_evaluation import Judgement, judge
 from o1jax.step_shape import StepShape
 from o1jax.types import ProblemBatch
 
@@ -74,6 +76,7 @@ def make_step_model(
   num_rollouts: int = 0,
   guidance: Mapping[str, float] | None = None,
   guidance_functions: Mapping[str, guidance_lib.Guidance] | None = None,
+  judgement: Judgement | None = None,
 ) -> contracts.StepModel:
   """Builds the seam between a policy and a tree search.
 
@@ -101,6 +104,8 @@ def make_step_model(
     guidance: weights by name of what scores candidates; None for the value
       head. See search/guidance.py.
     guidance_functions: guidances of one's own by name.
+    judgement: what the policy writes of a finished candidate, read by the
+      guidance self_evaluation; its tokens are part of what a candidate costs.
 
   Returns:
     A `StepModel` whose `node_state` is a `NodeStore`.
@@ -118,6 +123,12 @@ def make_step_model(
   reads_tokens = bool(guidance_functions) or any(
     guidance.get(name) for name in guidance_lib.OF_TOKENS
   )
+  if not guidance.get("self_evaluation"):
+    judgement = None
+  elif judgement is None:
+    raise ValueError(
+      "guidance.self_evaluation needs a judgement: give its form"
+    )
   model = _PolicySteps(
     network=windowed(network, cache),
     shape=shape,
@@ -134,8 +145,11 @@ def make_step_model(
     guide=guide,
     least_score=least_score,
     sums_certainty=reads_tokens,
+    judgement=judgement,
   )
   most = shape.max_step_tokens + num_rollouts * shape.max_tokens_behind
+  if judgement is not None:
+    most += judgement.max_tokens
   return contracts.StepModel(num_candidates, model.root, model.step, most)
 
 
@@ -222,6 +236,7 @@ class _PolicySteps:
   guide: Callable[[guidance_lib.Signals], jax.Array]
   least_score: float
   sums_certainty: bool
+  judgement: Judgement | None
 
   def root(
     self, params: Any, problems: ProblemBatch, capacity: int
@@ -246,6 +261,8 @@ class _PolicySteps:
       store = store.replace(confidence=store.log_prob, entropy=store.log_prob)
     if self.keeps_cache:
       store = with_memory(store, prompt, last_hidden)
+    if self.shape.feedback_tokens:
+      store = with_feedback(store, self.shape.feedback_tokens, self.pad_id)
     return self.network.value(params, last_hidden), problems.lengths, store
 
   def step(
@@ -259,7 +276,7 @@ class _PolicySteps:
     split = functools.partial(split_rows, shape=request.node.shape)
     step_keys, rollout_keys = _named_keys(merge_rows(keys), self.num_candidates)
     context = self._read_context(params, request.node, store)
-    rows = self._draw(params, step_keys, context, request)
+    rows = self._draw(params, step_keys, context, request, store)
     new = _new_nodes(store, request.node, context.end, rows)
     if self.keeps_cache:
       new |= step_memory(rows, self.cache_dtype)
@@ -268,13 +285,21 @@ class _PolicySteps:
     is_valid, prior_logits, sibling_logits = self._priors(
       store, request.siblings, rows, split
     )
-    value, outcome = self._scores(params, rows, new, store, is_terminal)
     generated = split(rows.lengths).sum((1, 2))
     evaluated = generated
     if self.num_proposals:
       # The network reads a token and those proposed behind it in each call.
       calls = split(rows.num_calls).sum((1, 2))
       evaluated = calls * (self.num_proposals + 1)
+    signals = self._signals(params, rows, new, store)
+    if self.judgement is not None:
+      is_judged = merge_rows(is_valid) & rows.ended
+      said, spent = self._judge(params, context, rows, is_judged)
+      score = jnp.where(is_judged, said, signals.value)
+      signals = signals.replace(self_evaluation=score)
+      generated = generated + split(spent).sum((1, 2))
+      evaluated = evaluated + split(spent).sum((1, 2))
+    value, outcome = self._scores(signals, rows, is_terminal)
     if self.num_rollouts:
       is_open = merge_rows(is_valid & ~is_terminal)
       new["rollout_tokens"], mean_value, rolled = self._roll_out(
@@ -346,7 +371,7 @@ class _PolicySteps:
       **options,
     )
 
-  def _draw(self, params, keys, context, request):
+  def _draw(self, params, keys, context, request, store):
     """The A candidates of each node, as `DecodedRows`."""
     index = jnp.arange(self.num_candidates)[None, None]
     return self._decode(
@@ -358,15 +383,15 @@ class _PolicySteps:
       stop_ids=self.shape.stop_ids,
       is_active=merge_rows(index < request.num_rows[..., None]),
       with_certainty=self.sums_certainty,
-      **self._first_tokens(params, context, request.node),
+      **self._first_tokens(params, context, request.node, store),
     )
 
-  def _first_tokens(self, params, context, node):
+  def _first_tokens(self, params, context, node, store):
     """Tokens that candidates are made to begin with; options of `_decode`."""
     if self.shape.enumerates:
       return self._likeliest(params, context.last_hidden)
     if self.shape.revises:
-      tokens, lengths = self._revision_start(node)
+      tokens, lengths = self._revision_start(node, store)
       rows = (tokens.shape[0], self.num_candidates)
       return dict(
         forced_tokens=jnp.broadcast_to(
@@ -386,7 +411,7 @@ class _PolicySteps:
       chosen=True,
     )
 
-  def _revision_start(self, node):
+  def _revision_start(self, node, store):
     """Given text that begins the revisions of each node `[B, W]`.
 
     Returns:
@@ -396,7 +421,13 @@ class _PolicySteps:
     opening = jnp.array(self.shape.opening, jnp.int32)
     is_root = merge_rows(node == ROOT)
     tokens = jnp.broadcast_to(opening[None], (is_root.size, opening.size))
-    return tokens, jnp.where(is_root, 0, opening.size)
+    lengths = jnp.full(is_root.shape, opening.size)
+    if self.shape.feedback_tokens:
+      tree = jnp.arange(node.shape[0])[:, None]
+      feedback = merge_rows(store.feedback_tokens[tree, node])
+      tokens = jnp.concatenate([tokens, feedback], axis=1)
+      lengths += merge_rows(store.feedback_lengths[tree, node])
+    return tokens, jnp.where(is_root, 0, lengths)
 
   def _is_terminal(self, ended, stopped):
     """Where nothing follows a candidate, but for its depth."""
@@ -415,9 +446,8 @@ class _PolicySteps:
     )
     return is_valid, prior_logits, sibling_logits
 
-  def _scores(self, params, rows, new, store, is_terminal):
+  def _scores(self, signals, rows, is_terminal):
     """Value and outcome of every candidate, `[B, W, A]`."""
-    signals = self._signals(params, rows, new, store)
     value = self.guide(signals).reshape(is_terminal.shape)
     # A solution that was cut off has no answer, whatever its value says.
     has_answer = rows.ended.reshape(is_terminal.shape) | ~is_terminal
@@ -426,12 +456,11 @@ class _PolicySteps:
   def _signals(self, params, rows, new, store) -> guidance_lib.Signals:
     """What guidance may know of the candidates of each node, `[B * W, A]`.
 
-    Of the tokens those count that the policy wrote, not a revision's opening.
+    Of the tokens those count that the policy wrote, not those it was given.
     """
     num_leaves = rows.lengths.shape[0] // store.prompt_lengths.shape[0]
     prompt = jnp.repeat(store.prompt_lengths, num_leaves)[:, None]
-    given = len(self.shape.opening) * (new["depth"] - 1)
-    written = new["end_positions"] - prompt - given
+    written = new["end_positions"] - prompt - self._num_given(new, store)
     return guidance_lib.Signals(
       value=self.network.value(params, rows.last_hidden),
       log_prob=new["log_prob"],
@@ -440,6 +469,38 @@ class _PolicySteps:
       entropy=new.get("entropy"),
       hidden=rows.last_hidden,
     )
+
+  def _num_given(self, new, store):
+    """Tokens of openings and feedback up to each candidate, `[B * W, A]`."""
+    openings = len(self.shape.opening) * (new["depth"] - 1)
+    if not self.shape.feedback_tokens:
+      return openings
+    num_trees = store.prompt_lengths.shape[0]
+    node = new["parent"][:, 0].reshape(num_trees, -1)
+    path = path_to(store, node, self.shape.max_depth - 1)
+    tree = jnp.arange(num_trees)[:, None, None]
+    lengths = store.feedback_lengths[tree, path].sum(-1)
+    return openings + lengths.reshape(-1, 1)
+
+  def _judge(self, params, context, rows, is_judged):
+    """Has the policy judge finished candidates in writing.
+
+    Returns:
+      scores and tokens spent, `[B * W, A]` each.
+    """
+    behind = _behind_candidates(context, rows, rows.lengths - rows.ended)
+    score, spent = judge(
+      self.network,
+      params,
+      self.judgement,
+      behind.last_hidden,
+      behind.end,
+      behind.prefix,
+      merge_rows(is_judged),
+      eos_id=self.eos_id,
+      pad_id=self.pad_id,
+    )
+    return score.reshape(is_judged.shape), spent.reshape(is_judged.shape)
 
   def _roll_out(self, params, keys, context, rows, is_open):
     """Samples M continuations of every open candidate to the end of the text.
@@ -452,7 +513,7 @@ class _PolicySteps:
     rolled = self._decode(
       params,
       split_keys(merge_rows(keys)),
-      _behind_candidates(context, rows),
+      _behind_candidates(context, rows, rows.lengths),
       num_rows=self.num_rollouts,
       max_new_tokens=self.shape.max_tokens_behind,
       stop_ids=(),
@@ -560,8 +621,11 @@ def _new_nodes(store, node, end, rows):
   return new
 
 
-def _behind_candidates(context: _Context, rows) -> _Context:
-  """The context of what follows each candidate, `B * W * A` rows."""
+def _behind_candidates(context: _Context, rows, lengths) -> _Context:
+  """The context of what follows the first `lengths` tokens of each candidate.
+
+  `B * W * A` rows; `last_hidden` is at the candidate's own last token.
+  """
   num_candidates, slots = rows.tokens.shape[1:]
   repeat = functools.partial(jnp.repeat, repeats=num_candidates, axis=0)
   index = jnp.arange(slots)[None]
@@ -569,11 +633,11 @@ def _behind_candidates(context: _Context, rows) -> _Context:
     keys=tuple(map(merge_rows, rows.keys)),
     values=tuple(map(merge_rows, rows.values)),
     positions=repeat(context.end)[:, None] + index,
-    mask=index < merge_rows(rows.lengths)[:, None],
+    mask=index < merge_rows(lengths)[:, None],
   )
   return _Context(
     prefix=cache_lib.join([jax.tree.map(repeat, context.prefix), own]),
     last_hidden=merge_rows(rows.last_hidden),
-    end=merge_rows(context.end[:, None] + rows.lengths),
+    end=merge_rows(context.end[:, None] + lengths),
     read_tokens=0,
   )

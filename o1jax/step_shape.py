@@ -31,6 +31,8 @@ class StepShape:
     opening: tokens that begin each revision, behind the answer that it revises;
       () where an answer is final. A step is a whole solution then (no
       stop_ids), and `max_depth` is the first answer and its revisions.
+    feedback_tokens: F, most tokens of the feedback that the host gives on an
+      answer, which follow the opening; 0 where the policy writes its own.
 
   Raises:
     ValueError: a size below 1, or an opening that does not fit.
@@ -42,6 +44,7 @@ class StepShape:
   goes_on_where_cut: bool = False
   enumerates: bool = False
   opening: tuple[int, ...] = ()
+  feedback_tokens: int = 0
 
   def __post_init__(self):
     if min(self.max_depth, self.max_step_tokens) < 1:
@@ -55,10 +58,16 @@ class StepShape:
         "an opening is for whole solutions: leave stop_ids, goes_on_where_cut "
         "and enumerates out"
       )
-    if len(self.opening) >= self.max_step_tokens:
+    if self.feedback_tokens and not self.opening:
+      raise ValueError(
+        f"feedback_tokens={self.feedback_tokens} without an opening: feedback "
+        "begins a revision; set it to 0"
+      )
+    given = len(self.opening) + self.feedback_tokens
+    if given >= self.max_step_tokens:
       raise ValueError(
         f"max_step_tokens={self.max_step_tokens} leaves no room behind the "
-        f"opening of {len(self.opening)} tokens: raise it"
+        f"{given} tokens of the opening and feedback: raise it"
       )
 
   @property
@@ -113,9 +122,15 @@ def parts_of_solutions(
 
 
 def revisions(
-  lengths: Lengths, opening: tuple[int, ...], *, num_revisions: int
+  lengths: Lengths,
+  opening: tuple[int, ...],
+  *,
+  num_revisions: int,
+  takes_feedback: bool = False,
 ) -> StepShape:
   """Answers and their revisions: opening, a line of criticism, a solution.
+
+  The policy writes the criticism itself, or it is feedback that it is given.
 
   Raises:
     ValueError: a negative number of revisions.
@@ -127,4 +142,5 @@ def revisions(
     max_step_tokens=len(opening) + lengths.step_tokens * num_lines,
     max_depth=1 + num_revisions,
     opening=opening,
+    feedback_tokens=lengths.step_tokens if takes_feedback else 0,
   )

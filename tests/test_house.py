@@ -21,9 +21,9 @@ PACKAGE = ROOT / "o1jax"
 FLOORS = (
   "types mesh metrics checkpoint config jsonl records drawing calibration",
   "tasks policy reward search learning experience",
-  "encoding legal_play step_shape node_store step_model",
-  "combinations searched answering judging solver allocation evaluation "
-  "report tree_drawing rows build load studies",
+  "encoding legal_play step_shape node_store self_evaluation step_model",
+  "combinations searched answering feedback judging solver allocation "
+  "evaluation report tree_drawing rows build load studies",
   "iterate",
   "main evaluate solve export study",
 )

@@ -20,7 +20,15 @@ from o1jax.solver import Solver
 from policies import ToyTask, tiny_params, tiny_policy
 
 EFFORT, BATCH = 4, 4
-TASK = ToyTask(num_numbers=3, min_number=1, max_number=9)
+
+
+class Curt(ToyTask):
+  """Its verdicts are words that the tiny policy likes."""
+
+  verdict_words = ("1", "2")
+
+
+TASK = Curt(num_numbers=3, min_number=1, max_number=9)
 REWARDS = ("value", "checker")
 GUIDANCES = (*ON_DEVICE, *HOST_GUIDANCES)
 # Those that leave some candidates to others, here to the value.

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from o1jax import mesh as mesh_lib
+from o1jax.encoding import Lengths
 from o1jax.policy.cache import prefix_from_prompt
 from o1jax.policy.tokenizer import train_tokenizer
 from o1jax.self_evaluation import UNDECIDED, Judgement, judge, make_judgement
-from policies import countdown, tiny_policy
+from o1jax.solver import Solver
+from policies import ToyTask, countdown, tiny_policy
 
 ROOM = 6  # tokens of a judgement behind its mark
 PIECES = ("1", "2", "+", "\n")
@@ -24,7 +27,7 @@ def tokens_of(text):
 def loud_params():
   """Those of the tiny policy, whose likeliest texts differ more."""
   params = tiny_policy().network.init(jax.random.key(0))
-  return jax.tree.map(lambda x: 1.5 * x if x.ndim > 1 else x, params)
+  return jax.tree.map(lambda x: 1.2 * x if x.ndim > 1 else x, params)
 
 
 def toy_judgement():
@@ -118,11 +121,7 @@ def test_the_form_is_that_of_the_task():
   texts = task.corpus(np.random.default_rng(0), 200, "judging")
   tokenizer = train_tokenizer(texts, vocab_size=400, max_digits_per_piece=1)
   judgement = make_judgement(
-    tokenizer,
-    judge_mark=task.judge_mark,
-    verdict_words=task.verdict_words,
-    step_tokens=20,
-    num_steps=2,
+    tokenizer, Lengths(14, 20, 2, 56), task.judge_mark, task.verdict_words
   )
   assert tokenizer.decode(list(judgement.mark)) == "\ncheck:\n"
   assert [tokenizer.decode([i]) for i in judgement.verdicts] == ["yes", "no"]
@@ -147,10 +146,97 @@ def test_the_form_is_that_of_the_task():
 )
 def test_a_task_that_cannot_be_asked_is_refused(judge_mark, words, message):
   with pytest.raises(ValueError, match=message):
-    make_judgement(
-      tiny_policy().tokenizer,
-      judge_mark=judge_mark,
-      verdict_words=words,
-      step_tokens=5,
-      num_steps=2,
-    )
+    policy = tiny_policy()
+    make_judgement(policy.tokenizer, policy.lengths, judge_mark, words)
+
+
+class Curt(ToyTask):
+  """Its verdicts are words that the tiny policy likes."""
+
+  verdict_words = ("1", "2")
+
+
+TASK = Curt(num_numbers=3, min_number=1, max_number=9)
+PROBLEMS = TASK.heldout_problems(4)
+
+
+def search(strategy, guidance, **options):
+  return Solver(
+    tiny_policy(),
+    strategy=strategy,
+    batch_size=len(PROBLEMS),
+    mesh=mesh_lib.make_mesh({"data": 2}),
+    task=TASK,
+    guidance=guidance,
+    num_candidates=4,
+    **options,
+  )(loud_params(), jax.random.key(5), PROBLEMS)
+
+
+def judged(problem, solution):
+  """The oracle's score and tokens for a solution."""
+  policy = tiny_policy()
+  judgement = make_judgement(
+    policy.tokenizer, policy.lengths, TASK.judge_mark, TASK.verdict_words
+  )
+  prompt = policy.tokenizer.encode(problem.prompt)
+  return oracle([*prompt, *solution.tokens[:-1].tolist()], judgement)
+
+
+def value_of(problem, tokens):
+  """The value head after a text, by a whole forward."""
+  policy = tiny_policy()
+  text = [*policy.tokenizer.encode(problem.prompt), *tokens]
+  positions = jnp.arange(len(text))[None]
+  network, params = policy.network, loud_params()
+  hidden, _ = network.apply(params, jnp.array([text]), positions)
+  return float(network.value(params, hidden)[0, -1])
+
+
+def test_whole_solutions_are_scored_by_their_judgements():
+  scores, both = [], {"value": 1.0, "self_evaluation": 3.0}
+  alone = search("best_of_n", {"self_evaluation": 1.0})
+  mixed = search("best_of_n", both)
+  for one, other in zip(alone, mixed, strict=True):
+    spent = 0
+    for solution, again in zip(one.solutions, other.solutions, strict=True):
+      spent += len(solution.tokens)
+      assert solution.text == again.text
+      if not solution.is_finished:
+        assert solution.outcome == 0
+        continue
+      score, count = judged(one.problem, solution)
+      spent += count
+      scores.append(score)
+      np.testing.assert_allclose(solution.outcome, score, atol=1e-5)
+      value = value_of(one.problem, solution.tokens.tolist())
+      expected = 0.25 * value + 0.75 * score
+      np.testing.assert_allclose(again.outcome, expected, atol=1e-5)
+    assert one.cost["generated_tokens"] == spent
+  assert UNDECIDED in scores and len(set(scores)) > 3
+
+
+@pytest.mark.parametrize("memory", ["tree", "tokens"])
+def test_unfinished_candidates_keep_their_value(memory):
+  budget, num_scored = 160, 0
+  for one in search(
+    "mcts",
+    {"self_evaluation": 1.0},
+    num_simulations=6,
+    num_expansions=3,
+    options={"max_tokens": budget},
+    memory=memory,
+  ):
+    assert one.cost["generated_tokens"] <= budget
+    for solution in one.solutions:
+      if solution.is_finished:
+        score, _ = judged(one.problem, solution)
+        np.testing.assert_allclose(solution.outcome, score, atol=1e-5)
+        num_scored += 1
+    nodes = one.nodes
+    is_open = nodes["is_valid"] & ~nodes["is_terminal"]
+    for node in np.flatnonzero(is_open & (nodes["depth"] == 1)).tolist()[:2]:
+      tokens = nodes["tokens"][node, : nodes["lengths"][node]].tolist()
+      value = value_of(one.problem, tokens)
+      np.testing.assert_allclose(nodes["value"][node], value, atol=1e-5)
+  assert num_scored > 4

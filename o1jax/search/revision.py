@@ -5,7 +5,8 @@ child of an answer is its revision. One chain is Self-Refine (Madaan et al.,
 arXiv 2303.17651); chains without revisions are best-of-N; between the two lie
 the combinations of parallel and sequential sampling under one budget (Snell et
 al., arXiv 2408.03314, section 6). What is answered is the best of all answers,
-so that a revision never replaces a better one.
+so that a revision never replaces a better one. Who criticises an answer before
+its revision, the policy or the checker, is the step model's: see `Solver`.
 """
 
 import jax
