@@ -26,7 +26,7 @@ from o1jax.tasks import make_task
 from o1jax.tasks.task import Task, require_known
 from o1jax.types import Problem
 
-NUM_HELDOUT = 256
+NUM_HELDOUT = 128
 
 
 def define_flags() -> None:
