@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import policies
+from o1jax import mesh as mesh_lib
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.drafts import ModelDraft, NgramDraft
 from o1jax.policy.network import make_network
 from o1jax.policy.sample import make_controls
 from o1jax.search.contracts import Request
+from o1jax.solver import Solver
 from o1jax.step_model import make_step_model
 from o1jax.step_shape import StepShape
 from o1jax.types import ProblemBatch
@@ -172,6 +175,34 @@ def test_drawn_candidates_are_distributed_as_by_plain_sampling(draft):
     assert degrees > 20
     assert statistic < degrees + 4 * np.sqrt(2 * degrees)
   assert np.all(expansion.forward_tokens % (K + 1) == 0)
+
+
+@functools.cache
+def answers(num_proposals, data, memory):
+  """Texts and costs of the greedy strategy, with a draft policy on a mesh."""
+  policy = policies.tiny_policy()
+  search = Solver(
+    policy,
+    strategy="greedy",
+    batch_size=2,
+    mesh=mesh_lib.make_mesh({"data": data}),
+    task=policies.countdown(),
+    memory=memory,
+    num_proposals=num_proposals,
+    draft=ModelDraft(policies.tiny_params(), policy.network),
+  )
+  problems = policies.countdown().heldout_problems(2)
+  found = search(policies.tiny_params(), jax.random.key(0), problems)
+  return [
+    ([s.text for s in one.solutions], one.cost["generated_tokens"])
+    for one in found
+  ]
+
+
+def test_the_fields_of_a_solver_reach_the_step_model():
+  assert answers(2, 2, "tree") == answers(0, 1, "tokens")
+  with pytest.raises(ValueError, match="num_proposals=10 is no less"):
+    answers(10, 1, "tree")
 
 
 def test_drafts_that_cannot_propose_are_refused():

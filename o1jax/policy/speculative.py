@@ -148,7 +148,8 @@ def speculate_rows(
     context_tokens: `[B, C]` the context as text, padded on the right.
     context_lengths: `[B]`, at least 1.
     is_active: `[B, G]`.
-    forced_tokens: `[B, G, F]`.
+    forced_tokens: `[B, G, F]`. A draft policy may miss some of them, which
+      costs acceptance and nothing else.
     forced_lengths: `[B, G]`.
     with_certainty: also sum up confidence and entropy.
 
