@@ -496,6 +496,7 @@ def test_guidances_are_what_their_names_say():
   one = Searched(problem, solutions, 0, nodes, {})
   expected = {
     "value": [0.9, 0.4, 0.1, 0.8, 0.7],
+    "self_evaluation": [0.9, 0.4, 0.1, 0.8, 0.7],  # its search scored by it
     "sequence_log_prob": np.exp([-4, -0.5, -4, -0.25, -9]),
     "mean_log_prob": np.exp([-2, -0.5, -2, -0.25, -9]),
     "least_log_prob": np.exp([-3, -0.5, -2, -0.25, -9]),
@@ -562,7 +563,8 @@ def test_guidances_share_their_searches(toy_context, monkeypatch):
   monkeypatch.setattr(guidance, "NUM_SOLUTIONS", 2)
   cells = guidance.make_cells(toy_context, 1)
   results = [guidance.measure(toy_context, cell) for cell in cells]
-  assert len(cells) == len(guidance.GUIDANCES) and len(calls) == 2
+  names = set(guidance.GUIDANCES) - {"self_evaluation"}
+  assert {cell["guidance"] for cell in cells} == names and len(calls) == 2
   for cell, result in zip(cells, results, strict=True):
     searched, _ = toy_context.search(guidance._options(cell), 0)
     finished = [
@@ -578,6 +580,30 @@ def test_guidances_share_their_searches(toy_context, monkeypatch):
     assert all(math.isfinite(score) for score in result["scores"])
   # The last ones score by steps.
   assert max(len(s.path) for one in searched for s in one.solutions) > 1
+
+
+def test_a_policy_that_can_judge_scores_the_same_solutions(
+  trained, monkeypatch
+):
+  class Curt(ToyTask):
+    verdict_words = ("1", "2")  # which the tiny policy likes
+
+  task = Curt(num_numbers=3, min_number=1, max_number=9)
+  context = Context(
+    dataclasses.replace(trained, task=task), task.heldout_problems(2)
+  )
+  monkeypatch.setattr(guidance, "NUM_SOLUTIONS", 2)
+  cells = guidance.make_cells(context, 1)
+  assert [cell["guidance"] for cell in cells] == list(guidance.GUIDANCES)
+  by_value, by_judgement = (
+    guidance.measure(context, cell)
+    for cell in cells
+    if cell["guidance"] in ("value", "self_evaluation")
+  )
+  for name in ("problem", "is_correct"):
+    assert by_value[name] == by_judgement[name]
+  assert by_value["scores"] != by_judgement["scores"]
+  assert all(0 <= score <= 1 for score in by_judgement["scores"])
 
 
 # The study of random legal play.

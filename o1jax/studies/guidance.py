@@ -42,6 +42,11 @@ def value(context: Context, searched: Searched) -> np.ndarray:
   return np.array([s.outcome for s in searched.solutions])
 
 
+def self_evaluation(context: Context, searched: Searched) -> np.ndarray:
+  """The policy's own judgement in writing, by which its search scored."""
+  return value(context, searched)
+
+
 def sequence_log_prob(context: Context, searched: Searched) -> np.ndarray:
   """The policy's probability of the whole solution."""
   del context
@@ -127,17 +132,24 @@ GUIDANCES: Mapping[str, Guidance] = {
   "self_consistency": self_consistency,
   "weighted_consistency": weighted_consistency,
   "heuristic": heuristic,
+  "self_evaluation": self_evaluation,
   "value_min": value_min,
   "value_product": value_product,
   "value_mean": value_mean,
 }
 # Those that need solutions of several steps; they come last, so that the
-# searches follow each other.
+# searches follow each other, and so does self_evaluation with its own search.
 OF_STEPS = ("value_min", "value_product", "value_mean")
 
 
 def make_cells(context: Context, num_seeds: int) -> list[Cell]:
-  """Every guidance on the same searches, which differ by seed."""
+  """Every guidance on the same solutions, which differ by seed.
+
+  A policy that was not taught to judge is not asked to.
+  """
+  names = list(GUIDANCES)
+  if not _can_judge(context):
+    names.remove("self_evaluation")
   return [
     {
       "guidance": name,
@@ -147,7 +159,7 @@ def make_cells(context: Context, num_seeds: int) -> list[Cell]:
       "temperature": context.evaluation["temperature"],
     }
     for seed in range(num_seeds)
-    for name in GUIDANCES
+    for name in names
   ]
 
 
@@ -161,6 +173,13 @@ def _sampling(context: Context, is_stepwise: bool) -> dict[str, Any]:
     "num_expansions": NUM_SOLUTIONS * num_steps,
     "options": {"num_rows": NUM_SOLUTIONS, "rejection_rate": 0.0},
   }
+
+
+def _can_judge(context: Context) -> bool:
+  """Whether verdicts are words of the policy, as after rows.judging."""
+  trained = context.trained
+  tokenizer = trained.policy.tokenizer
+  return all(len(tokenizer.encode(w)) == 1 for w in trained.task.verdict_words)
 
 
 def check(context: Context, cell: Cell) -> None:
@@ -194,7 +213,11 @@ def measure(context: Context, cell: Cell) -> dict[str, Any]:
 
 
 def _options(cell: Cell) -> dict[str, Any]:
-  return {n: cell[n] for n in cell if n not in ("guidance", "seed")}
+  """Of the search: the solutions are the same whatever it scores them by."""
+  options = {n: cell[n] for n in cell if n not in ("guidance", "seed")}
+  if cell["guidance"] == "self_evaluation":
+    options["guidance"] = {"self_evaluation": 1.0}
+  return options
 
 
 class Scored(NamedTuple):
