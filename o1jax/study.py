@@ -68,8 +68,13 @@ def main(argv: list[str]) -> None:
       raise config_lib.UserError(f"--{name}={values[name].value} is below 1")
   with config_lib.user_input():
     require_known("study", values.study, list(studies.STUDIES))
-  mesh_lib.enable_compilation_cache(values.compilation_cache)
   study, workdir = studies.STUDIES[values.study], pathlib.Path(values.workdir)
+  unread = "task" if study.has_policy else "iteration"
+  if values[unread].present:
+    raise config_lib.UserError(
+      f"--{unread} is not for the study {study.name}: leave it out"
+    )
+  mesh_lib.enable_compilation_cache(values.compilation_cache)
   if study.has_policy:
     mesh = build.evaluation_devices(config_lib.config_of_workdir(workdir))
     trained = load.from_workdir(workdir, values.iteration, mesh)

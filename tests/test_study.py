@@ -786,6 +786,8 @@ def test_problems_come_from_a_file(workdir, command, capsys, tmp_path):
     (["--study=serach"], "unknown study 'serach': did you mean 'search'?"),
     ([], "--study is missing: --study=search"),
     (["--study=search", "--seeds=0"], "--seeds=0 is below 1"),
+    (["--study=search", "--task=game24"], "--task is not for the study search"),
+    (["--study=legal_play", "--iteration=1"], "--iteration is not for the"),
     (["--study=search", "--num_problems=-2"], "--num_problems=-2 is below 1"),
     (["--study=search", "--max_cells=0"], "--max_cells=0 is below 1"),
     (
