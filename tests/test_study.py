@@ -238,8 +238,9 @@ def test_the_grid_holds_every_strategy_at_every_budget(toy_context):
   expected = dict.fromkeys(search.VARIANTS, rewarded)
   expected |= {"greedy": 1, "majority_vote": len(search.EFFORTS) * 2}
   # The policy was not taught to revise.
-  expected |= {"revision": 0, "mctsr": 0}
-  assert search.note(toy_context).startswith("Left out: revision, mctsr;")
+  expected |= {"revision": 0, "revision_by_checker": 0, "mctsr": 0}
+  words = "Left out: revision, revision_by_checker, mctsr;"
+  assert search.note(toy_context).startswith(words)
   assert counts == expected
   assert len(search.EFFORTS) == 4
   efforts = {c["num_candidates"] for c in cells if c["name"] == "best_of_n"}
@@ -255,6 +256,13 @@ def test_a_policy_that_was_taught_revising_is_compared_by_it(trained):
   assert search.note(context) == ""
   cells = search.make_cells(context, 1)
   assert {cell["name"] for cell in cells} == search.VARIANTS.keys()
+  told = [cell for cell in cells if cell["name"] == "revision_by_checker"]
+  assert [cell["effort"] for cell in told] == list(search.EFFORTS)
+  assert {cell["reward"] for cell in told} == {"checker"}
+  context.tokens_per_solution = lambda count: 20.0
+  for cell in cells:
+    if cell["name"] in ("revision", "revision_by_checker", "mctsr"):
+      search.check(context, cell)
 
 
 def test_a_budget_is_the_tokens_of_so_many_solutions(trained, toy_context):
@@ -329,7 +337,7 @@ def test_a_search_is_compiled_once_for_all_seeds(trained, small, tmp_path):
   # Four problems at a time, as the config says; never more than are needed.
   assert {options["batch_size"] for options in made} == {4}
   # Majority vote, and the trees with either reward, with two seeds.
-  num_left = 2 + 4 * (len(search.VARIANTS) - 5)
+  num_left = 2 + 4 * (len(search.VARIANTS) - 6)
   assert f"{num_left} cells are not measured yet" in table
   svg = (folder / "figure.svg").read_text()
   assert "the learned value as reward" in svg and "best of n" in svg

@@ -136,6 +136,10 @@ VARIANTS: Mapping[str, tuple[str, Sized]] = {
   "depth_first": ("depth_first", _branching),
   "speculative_rejection": ("speculative_rejection", _refilled),
   "revision": ("revision", _chains),
+  "revision_by_checker": (
+    "revision",
+    lambda n, r: {**_chains(n, r), "feedback": "checker"},
+  ),
   "mctsr": (
     "mctsr",
     lambda n, r: {
@@ -147,6 +151,8 @@ VARIANTS: Mapping[str, tuple[str, Sized]] = {
 }
 # These choose without a reward.
 UNREWARDED = ("greedy", "majority_vote")
+# These are told by the checker what is wrong, so that it is their reward too.
+CHECKED = ("revision_by_checker",)
 # What a cell holds beside the options of `Solver`.
 _OTHERS = ("name", "effort", "seed")
 _COSTS = ("generated_tokens", "verifier_requests", "verifier_distinct")
@@ -161,6 +167,7 @@ def make_cells(context: Context, num_seeds: int) -> list[Cell]:
     for name in _variants(context)
     if (name in UNREWARDED) == (reward is None)
     and (name == "greedy") == (effort == 1)
+    and (name not in CHECKED or reward == "checker")
   ]
   return [
     _cell(context, *row, seed)
