@@ -17,11 +17,19 @@ arXiv 2402.05099, and of DeFT, arXiv 2404.00242):
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from o1jax.candidates import (
+  Context,
+  behind_candidates,
+  merge_into_siblings,
+  named_keys,
+  new_nodes,
+  sampled_priors,
+)
 from o1jax.node_store import (
   CacheOptions,
   NodeStore,
@@ -46,7 +54,7 @@ from o1jax.policy.network import Network
 from o1jax.policy.speculative import check_draft, speculate_rows
 from o1jax.search import contracts
 from o1jax.search import guidance as guidance_lib
-from o1jax.search.tree import NO_NODE, ROOT
+from o1jax.search.tree import ROOT
 from o1jax.self_evaluation import Judgement, judge
 from o1jax.step_shape import StepShape
 from o1jax.types import ProblemBatch
@@ -54,10 +62,6 @@ from o1jax.types import ProblemBatch
 MEMORIES = ("tree", "tokens")
 WHOLE_CACHE = CacheOptions()
 LOOKUP = NgramDraft()
-
-# Log ratios of probabilities are rounded to one part in so many of a nat: above
-# the last bits of float32, below the 1e-5 that trees are compared with.
-_PRIOR_STEPS = 2**17
 
 
 def make_step_model(
@@ -194,25 +198,6 @@ def _check_speculation(network, shape, draft, num_proposals):
     )
 
 
-class _Context(NamedTuple):
-  """What the candidates of each node are written behind; B * W rows.
-
-  Attributes:
-    prefix: `Prefix` of the prompt and the path.
-    last_hidden: `[B * W, D]` at its last token.
-    end: `[B * W]` position of the token that follows.
-    read_tokens: `[B, W]` tokens that were read again for it, or 0.
-    text: tokens `[B * W, P + R * S]` of prompt and path and how many they are,
-      where a draft reads them; else None.
-  """
-
-  prefix: cache_lib.Prefix
-  last_hidden: jax.Array
-  end: jax.Array
-  read_tokens: jax.Array | int
-  text: tuple[jax.Array, jax.Array] | None = None
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _PolicySteps:
   """The functions of a `StepModel`, and the choices of `make_step_model`.
@@ -274,10 +259,10 @@ class _PolicySteps:
   ) -> tuple[contracts.Expansion, NodeStore]:
     """Samples candidates; see `contracts.StepModel`."""
     split = functools.partial(split_rows, shape=request.node.shape)
-    step_keys, rollout_keys = _named_keys(merge_rows(keys), self.num_candidates)
+    step_keys, rollout_keys = named_keys(merge_rows(keys), self.num_candidates)
     context = self._read_context(params, request.node, store)
     rows = self._draw(params, step_keys, context, request, store)
-    new = _new_nodes(store, request.node, context.end, rows)
+    new = new_nodes(store, request.node, context.end, rows)
     if self.keeps_cache:
       new |= step_memory(rows, self.cache_dtype)
     is_terminal = self._is_terminal(split(rows.ended), split(rows.stopped))
@@ -324,7 +309,7 @@ class _PolicySteps:
     new = jax.tree.map(split, new)
     return expansion, write_nodes(store, request.first_child, new)
 
-  def _read_context(self, params, node, store) -> _Context:
+  def _read_context(self, params, node, store) -> Context:
     """Gathers, or reads again, what stands before each node's candidates."""
     tree = jnp.arange(node.shape[0])[:, None]
     end = store.end_positions[tree, node]
@@ -338,11 +323,11 @@ class _PolicySteps:
       prefix = cache_lib.keep_window(
         prefix, merge_rows(end), self.network.config
       )
-      return _Context(prefix, last_hidden, merge_rows(end), 0, text)
+      return Context(prefix, last_hidden, merge_rows(end), 0, text)
     prefix, last_hidden, read_tokens = recomputed_context(
       self.network, params, store, steps, is_step
     )
-    return _Context(prefix, last_hidden, merge_rows(end), read_tokens, text)
+    return Context(prefix, last_hidden, merge_rows(end), read_tokens, text)
 
   def _decode(self, params, keys, context, **options):
     """`sample.decode_rows` behind a context, drawn as the controls say.
@@ -488,7 +473,7 @@ class _PolicySteps:
     Returns:
       scores and tokens spent, `[B * W, A]` each.
     """
-    behind = _behind_candidates(context, rows, rows.lengths - rows.ended)
+    behind = behind_candidates(context, rows, rows.lengths - rows.ended)
     score, spent = judge(
       self.network,
       params,
@@ -513,7 +498,7 @@ class _PolicySteps:
     rolled = self._decode(
       params,
       split_keys(merge_rows(keys)),
-      _behind_candidates(context, rows, rows.lengths),
+      behind_candidates(context, rows, rows.lengths),
       num_rows=self.num_rollouts,
       max_new_tokens=self.shape.max_tokens_behind,
       stop_ids=(),
@@ -525,119 +510,3 @@ class _PolicySteps:
     value = jnp.where(rolled.ended, value, 0.0).mean(1)
     back = functools.partial(split_rows, shape=(-1, self.num_candidates))
     return back(rolled.tokens), back(value), back(rolled.lengths.sum(1))
-
-
-def sampled_priors(
-  rows: sample.DecodedRows, merge_duplicates: bool
-) -> tuple[jax.Array, jax.Array]:
-  """Priors of candidates that were sampled, equal ones merged.
-
-  A candidate drawn n times of A has the prior (n / A) p / q, p the policy's
-  probability and q that of the distribution it was drawn from: Sampled MuZero,
-  arXiv 2104.06303, Eq. 5. log p / q is rounded, so that where p is q but for
-  the last bits, ties between priors are ties on every device.
-
-  Returns:
-    `(is_valid, prior_logits)`, both `[rows, A]`; of equal candidates the first
-    is the valid one.
-  """
-  ratio = (rows.policy_log_probs - rows.behavior_log_probs).sum(-1)
-  ratio = jnp.round(ratio * _PRIOR_STEPS) / _PRIOR_STEPS
-  is_written = rows.lengths > 0
-  if not merge_duplicates:
-    return is_written, ratio
-  is_equal = (rows.tokens[:, :, None] == rows.tokens[:, None, :]).all(-1)
-  index = jnp.arange(rows.tokens.shape[1])
-  is_later = index[:, None] > index[None, :]
-  is_first = ~(is_equal & is_later[None]).any(-1)
-  return is_written & is_first, ratio + jnp.log(is_equal.sum(-1))
-
-
-def merge_into_siblings(
-  store: NodeStore,
-  siblings: jax.Array,
-  tokens: jax.Array,
-  is_valid: jax.Array,
-  prior_logits: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """Merges candidates that an earlier expansion of their node drew already.
-
-  Args:
-    store: the nodes.
-    siblings: `[B, W, E]`, see `contracts.Request`.
-    tokens: `[B, W, A, S]` of the new candidates.
-    is_valid: `[B, W, A]`.
-    prior_logits: `[B, W, A]`.
-
-  Returns:
-    `is_valid` without the merged ones, and `Expansion.sibling_logits`.
-  """
-  lowest = jnp.finfo(prior_logits.dtype).min
-  row = jnp.arange(siblings.shape[0])[:, None, None]
-  old = store.tokens[row, jnp.maximum(siblings, 0)]
-  is_equal = (tokens[:, :, :, None] == old[:, :, None]).all(-1)
-  is_equal &= is_valid[..., None] & (siblings != NO_NODE)[:, :, None]
-  more = jnp.where(is_equal, prior_logits[..., None], lowest)
-  return is_valid & ~is_equal.any(-1), jax.nn.logsumexp(more, axis=2)
-
-
-def _named_keys(keys: jax.Array, num_candidates: int):
-  """Keys of steps and of rollouts, `[rows, A]` each, from `[rows]`."""
-
-  def one(key):
-    step_key, rollout_key = jax.random.split(key)
-    return (
-      jax.random.split(step_key, num_candidates),
-      jax.random.split(rollout_key, num_candidates),
-    )
-
-  return jax.vmap(one)(keys)
-
-
-def _new_nodes(store, node, end, rows):
-  """Fields of the store for the candidates of each node, `[B * W, A, ...]`."""
-  tree = jnp.arange(node.shape[0])[:, None]
-
-  def per_row(x):
-    return jnp.broadcast_to(x.reshape(-1, 1), rows.lengths.shape)
-
-  def so_far(name):
-    return per_row(getattr(store, name)[tree, node])
-
-  new = dict(
-    tokens=rows.tokens,
-    lengths=rows.lengths,
-    parent=per_row(node),
-    depth=so_far("depth") + 1,
-    end_positions=per_row(end) + rows.lengths,
-    is_finished=rows.ended,
-    behavior_log_probs=rows.behavior_log_probs,
-    policy_log_probs=rows.policy_log_probs,
-    log_prob=so_far("log_prob") + rows.policy_log_probs.sum(-1),
-  )
-  if rows.confidence is not None:
-    new["confidence"] = so_far("confidence") + rows.confidence
-    new["entropy"] = so_far("entropy") + rows.entropy
-  return new
-
-
-def _behind_candidates(context: _Context, rows, lengths) -> _Context:
-  """The context of what follows the first `lengths` tokens of each candidate.
-
-  `B * W * A` rows; `last_hidden` is at the candidate's own last token.
-  """
-  num_candidates, slots = rows.tokens.shape[1:]
-  repeat = functools.partial(jnp.repeat, repeats=num_candidates, axis=0)
-  index = jnp.arange(slots)[None]
-  own = cache_lib.Prefix(
-    keys=tuple(map(merge_rows, rows.keys)),
-    values=tuple(map(merge_rows, rows.values)),
-    positions=repeat(context.end)[:, None] + index,
-    mask=index < merge_rows(lengths)[:, None],
-  )
-  return _Context(
-    prefix=cache_lib.join([jax.tree.map(repeat, context.prefix), own]),
-    last_hidden=merge_rows(rows.last_hidden),
-    end=merge_rows(context.end[:, None] + lengths),
-    read_tokens=0,
-  )

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from o1jax.candidates import sampled_priors
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import make_network
 from o1jax.policy.sample import DecodedRows, make_controls
 from o1jax.search import NO_PARENT, ROOT, make_strategy, run_on_device
 from o1jax.search.contracts import Request
-from o1jax.step_model import make_step_model, sampled_priors
+from o1jax.step_model import make_step_model
 from o1jax.step_shape import StepShape
 from o1jax.types import ProblemBatch
 from policies import drawn_anew
