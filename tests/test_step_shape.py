@@ -40,7 +40,7 @@ def test_a_revision_has_room_for_opening_criticism_and_solution():
     ({"max_step_tokens": 0}, "max_step_tokens=0"),
     ({"opening": (4,), "stop_ids": (3,)}, "leave stop_ids"),
     ({"opening": (4,), "enumerates": True}, "leave stop_ids"),
-    ({"opening": (4,) * 6}, "no room behind the opening of 6 tokens"),
+    ({"opening": (4,) * 6}, "no room behind the 6 tokens of the opening"),
   ],
 )
 def test_what_does_not_fit_is_refused(fields, words):
