@@ -59,6 +59,8 @@ def dangerous_graph(seed: int = 4):
 
 def test_stop_rules_are_those_of_lists():
   world, key = dangerous_graph(), jax.random.key(KEY)
+  # Some answers just reach the threshold, some revisions change no score.
+  world.outcome[:] = np.round(world.outcome, 1)
   strategy, run = with_all_rules()
   state = run(world.params, key, batch(np.arange(BATCH)))
   assert np.all(strategy.is_done(state))
