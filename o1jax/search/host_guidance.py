@@ -138,7 +138,7 @@ HOST_GUIDANCES: Mapping[str, HostGuidance] = {
   "self_consistency": self_consistency,
   "semantic_entropy": semantic_entropy,
 }
-# Those that are given a weight to read rollouts, and what they say without.
+# Those that read rollouts.
 READ_ROLLOUTS = ("self_consistency", "semantic_entropy")
 
 
