@@ -32,6 +32,7 @@ from o1jax.policy import sample
 from o1jax.policy.drafts import Draft
 from o1jax.reward.outcome import Verifier
 from o1jax.search import driver, strategies
+from o1jax.search.contracts import StepModel, Strategy
 from o1jax.search.guidance import Guidance
 from o1jax.search.host_guidance import (
   Classes,
@@ -233,7 +234,11 @@ class Solver:
       guidance_functions=guidance_functions,
       judgement=judgement,
     )
-    shared = dict(
+    self.strategy = _make_strategy(
+      strategy,
+      model,
+      granularity,
+      options or {},
       num_simulations=num_simulations,
       num_expansions=num_expansions,
       num_revisions=num_revisions,
@@ -247,14 +252,6 @@ class Solver:
       rollout_weight=rollout_weight,
       select_by=select_by,
     )
-    name = combinations.search_name(strategy)
-    taken = strategies.option_names(name)
-    strategy_options = {n: shared[n] for n in taken if n in shared}
-    strategy_options |= options or {}
-    if granularity == "token":
-      combinations.check_single_expansion(strategy_options)
-    combinations.check_stop_rules(strategy, strategy_options)
-    self.strategy = strategies.make_strategy(name, model, **strategy_options)
     on_mesh = driver.over_mesh(self.strategy, mesh)
     self._select = jax.jit(on_mesh.select)
     # Two halves, where the device would wait for other processes' verdicts.
@@ -263,12 +260,11 @@ class Solver:
     self._num_parts = 2 if is_split and batch_size % ways == 0 else 1
     guide = None
     if on_host:
+      answers_fn = self._read_answers
       guide = HostGuide(
         on_host,
         sum(on_device.values()) if on_device else 0.0,
-        Readers(
-          task.heuristic, self._read_answers, classes_fn or self._read_answers
-        ),
+        Readers(task.heuristic, answers_fn, classes_fn or answers_fn),
         text_functions,
         is_checked=is_checked,
       )
@@ -380,6 +376,27 @@ class Solver:
   def _answer(self, text: str) -> str:
     """The solution that the text of a path ends with."""
     return self._task.final_solution(text) if self._revises else text
+
+
+def _make_strategy(
+  strategy: str,
+  model: StepModel,
+  granularity: str,
+  options: Mapping[str, Any],
+  **shared: Any,
+) -> Strategy:
+  """The strategy with those of the shared options that it takes, and its own.
+
+  Raises:
+    ValueError: an option that is unknown, out of range or does not fit.
+  """
+  name = combinations.search_name(strategy)
+  taken = strategies.option_names(name)
+  options = {n: shared[n] for n in taken if n in shared} | options
+  if granularity == "token":
+    combinations.check_single_expansion(options)
+  combinations.check_stop_rules(strategy, options)
+  return strategies.make_strategy(name, model, **options)
 
 
 def _requests(asked: Sequence[str]) -> dict[str, int]:
