@@ -245,20 +245,24 @@ def descend(
   """
 
   def first_scores(candidates):
-    if rule.root_scores is rule.scores:
-      return rule.scores(candidates)
     at_root = rule.root_scores(candidates, noise)
     return jnp.where(start == root, at_root, rule.scores(candidates))
 
-  def go_on(node, is_inner):
+  def one_step(node, scores_fn):
+    node, is_inner = enter(tree, node, scores_fn, discount)
     if tree.max_blocks == 1:
       return node, is_inner
     return node, is_inner & ~(can_widen & is_narrow(tree, node, widening))
 
+  # A rule without scores of its own for the root takes the first step in the
+  # loop as well: a step outside would be compiled once more.
+  begin = start, jnp.array(True)
+  if rule.root_scores is not rule.scores:
+    begin = one_step(start, first_scores)
   node, _ = jax.lax.while_loop(
     lambda carry: carry[1],
-    lambda carry: go_on(*enter(tree, carry[0], rule.scores, discount)),
-    go_on(*enter(tree, start, first_scores, discount)),
+    lambda carry: one_step(carry[0], rule.scores),
+    begin,
   )
   return node
 
@@ -299,19 +303,24 @@ def start_simulation(
   rule: SelectionRule,
   widening: Widening,
   discount: float,
+  resumed: jax.Array | None = None,
 ) -> jax.Array:
-  """Where a new simulation from `root` `[B]` ends or waits, `[B]`.
+  """Where a simulation from `root` `[B]` ends or waits, `[B]`.
 
   That may be the root itself, which has no candidates yet or is to be widened.
+  `resumed` `[B]` holds the nodes where simulations that waited go on, NO_NODE
+  for new ones; None for new ones alone.
   """
   descend_all = jax.vmap(
     functools.partial(descend, rule=rule, widening=widening, discount=discount)
   )
-  node = descend_all(tree, noise, root, root, can_widen)
+  is_new = jnp.array([True]) if resumed is None else resumed == NO_NODE
+  start = root if resumed is None else jnp.where(is_new, root, resumed)
+  node = descend_all(tree, noise, root, start, can_widen)
   if tree.max_blocks == 1:
     return node
   waits = needs_expansion(tree, root, can_widen, widening)
-  return jnp.where(waits, root, node)
+  return jnp.where(is_new & waits, root, node)
 
 
 def simulate(
@@ -337,44 +346,53 @@ def simulate(
     discount: per step.
   """
   options = {"rule": rule, "widening": widening, "discount": discount}
-  descend_all = jax.vmap(functools.partial(descend, **options))
+  # Simulations that waited at a node go on from there before any other ends.
+  # That is a turn of the loop which ends none, so that the descent is compiled
+  # once.
+  is_resumed = state.is_expanding[:, 0]
+  is_live = (state.cost.simulations < num_simulations) & ~state.is_full
 
   def is_worthwhile(carry):
-    _, simulations, _, is_ready = carry
+    _, simulations, _, is_ready, is_first = carry
     is_live = (simulations < num_simulations) & ~state.is_full
     num_live = jnp.sum(is_live, dtype=jnp.int32)
     num_waiting = jnp.sum(is_live & ~is_ready, dtype=jnp.int32)
-    return jnp.any(is_ready) & (num_waiting < _ROUND_FILL * num_live)
+    return is_first | (
+      jnp.any(is_ready) & (num_waiting < _ROUND_FILL * num_live)
+    )
 
   def one_simulation(carry):
-    tree, simulations, node, is_ready = carry
+    tree, simulations, node, is_ready, is_first = carry
+    is_ended = is_ready & ~is_first
     tree = backup(
-      tree, node, read(tree.value, node), is_ready, discount=discount
+      tree, node, read(tree.value, node), is_ended, discount=discount
     )
-    simulations = simulations + is_ready.astype(jnp.int32)
-    is_next = is_ready & (simulations < num_simulations)
-    started = start_simulation(
-      tree, state.root_noise, state.root, room, **options
+    simulations = simulations + is_ended.astype(jnp.int32)
+    is_new = is_ended & (simulations < num_simulations)
+    moves = jnp.where(is_first, is_resumed, is_new)
+    below = start_simulation(
+      tree,
+      state.root_noise,
+      state.root,
+      room,
+      resumed=jnp.where(is_first, node, NO_NODE),
+      **options,
     )
-    node = jnp.where(is_next, started, node)
+    node = jnp.where(moves, below, node)
     waits = needs_expansion(tree, node, room, widening)
-    return tree, simulations, node, is_next & ~waits
+    goes_on = jnp.where(is_first, is_live, is_new)
+    return tree, simulations, node, goes_on & ~waits, jnp.array(False)
 
-  simulations = state.cost.simulations
-  is_live = (simulations < num_simulations) & ~state.is_full
-  # A simulation that waited at a node goes on from there.
-  resumed = descend_all(
-    state.tree, state.root_noise, state.root, state.node, room
-  )
-  node = jnp.where(state.is_expanding[:, 0], resumed, state.node)
-  is_ready = is_live
-  if state.tree.max_blocks > 1:
-    # Below a node that was widened it may meet the next one that waits.
-    is_ready &= ~needs_expansion(state.tree, node, room, widening)
-  tree, simulations, node, is_ready = jax.lax.while_loop(
+  tree, simulations, node, is_ready, _ = jax.lax.while_loop(
     is_worthwhile,
     one_simulation,
-    (state.tree, simulations, node, is_ready),
+    (
+      state.tree,
+      state.cost.simulations,
+      state.node,
+      is_live,
+      jnp.array(True),
+    ),
   )
   waits = is_live & ~is_ready & (simulations < num_simulations)
   return state.replace(
