@@ -19,7 +19,7 @@ from flax import struct
 from o1jax.policy import cache as cache_lib
 from o1jax.policy.network import Network, make_network
 from o1jax.policy.quantize import Quantized, quantize
-from o1jax.search.tree import ROOT
+from o1jax.search.tree import ROOT, read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,15 +145,15 @@ def path_to(store: NodeStore, node: jax.Array, max_depth: int) -> jax.Array:
     `[B, W, max_depth]` slots, first step first; 0 (the root, which holds no
     tokens) past the node's depth.
   """
-  row = jnp.arange(node.shape[0])[:, None]
-  steps = []
-  for level in range(max_depth, 0, -1):
-    on_path = store.depth[row, node] >= level
-    steps.append(jnp.where(on_path, node, 0))
-    node = jnp.where(on_path, store.parent[row, node], node)
-  if not steps:
-    return jnp.zeros((*node.shape, 0), node.dtype)
-  return jnp.stack(steps[::-1], axis=-1)
+
+  def step_back(node, level):
+    on_path = read(store.depth, node) >= level
+    above = jnp.where(on_path, read(store.parent, node), node)
+    return above, jnp.where(on_path, node, 0)
+
+  levels = jnp.arange(1, max_depth + 1)
+  _, path = jax.lax.scan(step_back, node, levels, reverse=True)
+  return jnp.moveaxis(path, 0, -1)
 
 
 def path_tokens(
