@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from o1jax.node_store import NodeStore, merge_rows
 from o1jax.policy import cache as cache_lib
 from o1jax.policy import sample
+from o1jax.search.expansion import fold_in_all
 from o1jax.search.tree import NO_NODE
 
 # Log ratios of probabilities are rounded to one part in so many of a nat: above
@@ -95,16 +96,21 @@ def merge_into_siblings(
 
 
 def named_keys(keys: jax.Array, num_candidates: int):
-  """Keys of steps and of rollouts, `[rows, A]` each, from `[rows]`."""
+  """Keys of steps and of rollouts, `[rows, A]` each, from `[rows]`.
 
-  def one(key):
-    step_key, rollout_key = jax.random.split(key)
-    return (
-      jax.random.split(step_key, num_candidates),
-      jax.random.split(rollout_key, num_candidates),
-    )
+  A row's key is folded with 0 for the steps and with 1 for the rollouts, then
+  with the candidate's index.
+  """
+  shape = (keys.shape[0], num_candidates)
+  index = jnp.broadcast_to(jnp.arange(num_candidates, dtype=jnp.uint32), shape)
+  # Flat: XLA:CPU writes out loops over short axes, which takes time to compile.
+  each = jnp.broadcast_to(keys[:, None], shape).reshape(-1)
 
-  return jax.vmap(one)(keys)
+  def keys_for(purpose):
+    ids = jnp.stack([jnp.full_like(index, purpose), index], axis=-1)
+    return jax.vmap(fold_in_all)(each, merge_rows(ids)).reshape(shape)
+
+  return keys_for(0), keys_for(1)
 
 
 def new_nodes(store, node, end, rows):

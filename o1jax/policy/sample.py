@@ -223,7 +223,8 @@ def row_uniforms(keys: jax.Array, max_new_tokens: int) -> jax.Array:
   def one(key):
     return jax.random.uniform(key, (max_new_tokens,))
 
-  return jax.vmap(jax.vmap(one))(keys)
+  # Flat: XLA:CPU writes out loops over short axes, which takes time to compile.
+  return jax.vmap(one)(keys.reshape(-1)).reshape(*keys.shape, max_new_tokens)
 
 
 def decode_rows(
