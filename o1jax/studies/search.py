@@ -118,6 +118,13 @@ VARIANTS: Mapping[str, tuple[str, Sized]] = {
   "best_of_n": ("best_of_n", lambda n, r: {"num_candidates": n}),
   "mcts": ("mcts", _widening),
   "mcts_uct": ("mcts", lambda n, r: {**_widening(n, r), "rule": "uct"}),
+  "mcts_without_widening": (
+    "mcts",
+    lambda n, r: {
+      **_branching(n, r),
+      "num_simulations": 16 * int(_SLACK * n * r),
+    },
+  ),
   "reroot": ("reroot", _committing),
   "beam": ("beam", _layers),
   "dvts": ("beam", _dealt),
