@@ -457,7 +457,9 @@ class _PolicySteps:
 
   def _num_given(self, new, store):
     """Tokens of openings and feedback up to each candidate, `[B * W, A]`."""
-    openings = len(self.shape.opening) * (new["depth"] - 1)
+    # An earlier answer's end mark was written, and has no position any more.
+    num_given = len(self.shape.opening) - self.shape.revises
+    openings = num_given * (new["depth"] - 1)
     if not self.shape.feedback_tokens:
       return openings
     num_trees = store.prompt_lengths.shape[0]

@@ -111,8 +111,8 @@ def test_what_was_given_is_not_what_the_policy_wrote():
   for one in searched("revision"):
     for solution in one.solutions:
       if solution.is_finished:
-        # Answers before the last lose their end marks, which are their own.
-        count = len(solution.tokens) - (len(solution.path) - 1)
+        # The end marks of answers before the last were written too.
+        count = len(solution.tokens)
         for above in solution.path[:-1]:
           text = answer(paths(one)[above])
           line = policy().tokenizer.encode(TASK.feedback(one.problem, text))
