@@ -192,20 +192,9 @@ class Solver:
     self._fold = fold
     self._revises = strategy in combinations.REVISIONS
     is_tree = strategy not in combinations.WHOLE
-    if self._revises:
-      mark = policy.tokenizer.encode(f"\n{task.revision_mark}")
-      shape = step_shape.revisions(
-        policy.lengths,
-        tuple(mark),
-        num_revisions=num_revisions,
-        takes_feedback=feedback == "checker",
-      )
-    elif is_tree:
-      shape = step_shape.parts_of_solutions(
-        policy.lengths, granularity, delimiter_id=policy.tokenizer.newline_id
-      )
-    else:
-      shape = step_shape.whole_solutions(policy.lengths)
+    shape = _step_shape(
+      policy, task, strategy, granularity, num_revisions, feedback
+    )
     judgement = None
     if guidance is not None and guidance.get("self_evaluation"):
       judgement = make_judgement(
@@ -258,20 +247,13 @@ class Solver:
     is_split = is_checked and num_workers > 0
     ways = 2 * mesh_lib.batch_ways(mesh)
     self._num_parts = 2 if is_split and batch_size % ways == 0 else 1
-    guide = None
+    guide = critic = None
     if on_host:
-      answers_fn = self._read_answers
-      guide = HostGuide(
-        on_host,
-        sum(on_device.values()) if on_device else 0.0,
-        Readers(task.heuristic, answers_fn, classes_fn or answers_fn),
-        text_functions,
-        is_checked=is_checked,
+      guide = self._host_guide(
+        on_host, on_device, text_functions, classes_fn, is_checked
       )
-    critic, take_in = None, driver.take_in
     if feedback == "checker":
       critic = Critic(task.feedback, policy.tokenizer, shape.feedback_tokens)
-      take_in = take_in_feedback
     self._judge = Judge(
       lambda tokens: self._answer(policy.tokenizer.decode(tokens.tolist())),
       eos_id=policy.tokenizer.eos_id,
@@ -282,6 +264,7 @@ class Solver:
       critic=critic,
     )
     if is_checked or on_host or critic or steps_from_host:
+      take_in = take_in_feedback if critic else driver.take_in
       self._search = driver.run_with_host(on_mesh, self._judge, take_in)
     else:
       search = driver.run_on_device(on_mesh)
@@ -366,6 +349,19 @@ class Solver:
       )
     return Searched(problem, solutions, chosen, nodes, cost)
 
+  def _host_guide(
+    self, on_host, on_device, text_functions, classes_fn, is_checked
+  ) -> HostGuide:
+    """The guidances of the host, with their share beside the device's."""
+    answers_fn = self._read_answers
+    return HostGuide(
+      on_host,
+      sum(on_device.values()) if on_device else 0.0,
+      Readers(self._task.heuristic, answers_fn, classes_fn or answers_fn),
+      text_functions,
+      is_checked=is_checked,
+    )
+
   def _read_answers(
     self, problem: Problem, texts: Sequence[str]
   ) -> list[str | None]:
@@ -376,6 +372,25 @@ class Solver:
   def _answer(self, text: str) -> str:
     """The solution that the text of a path ends with."""
     return self._task.final_solution(text) if self._revises else text
+
+
+def _step_shape(
+  policy, task, strategy, granularity, num_revisions, feedback
+) -> step_shape.StepShape:
+  """What a step of the strategy is."""
+  if strategy in combinations.REVISIONS:
+    mark = policy.tokenizer.encode(f"\n{task.revision_mark}")
+    return step_shape.revisions(
+      policy.lengths,
+      tuple(mark),
+      num_revisions=num_revisions,
+      takes_feedback=feedback == "checker",
+    )
+  if strategy in combinations.WHOLE:
+    return step_shape.whole_solutions(policy.lengths)
+  return step_shape.parts_of_solutions(
+    policy.lengths, granularity, delimiter_id=policy.tokenizer.newline_id
+  )
 
 
 def _make_strategy(
