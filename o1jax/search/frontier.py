@@ -58,7 +58,7 @@ def frontier_search(
   check_counts(num_expansions=num_expansions, num_leaves=num_leaves)
   check_budget(max_tokens, step_model)
   num_candidates = step_model.num_candidates
-  places = jnp.arange(num_leaves)[None]
+  places = jnp.arange(num_leaves, dtype=jnp.int32)[None]
   capacity = 1 + num_candidates * num_expansions
 
   def init(params, key, problems) -> SearchState:

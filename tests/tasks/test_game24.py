@@ -67,7 +67,9 @@ def test_demonstrations(integers_only):
     rate = success_rate(task, problems, map(task.final_solution, texts))
     if kind == "random_play":
       assert rate < 0.1
-    elif kind != "judging":
+    elif kind in ("judging", "revised"):
+      assert 0.2 < rate < 0.8  # Of what is judged or valued half is wrong.
+    else:
       assert rate == 1.0
   with pytest.raises(ValueError, match="known: random_play, optimal, sea"):
     task.demonstrations("hindsight", rng(), 1)
