@@ -47,20 +47,27 @@ def forward(width):
   def read(params, tokens):
     positions = jnp.arange(width)[None]
     hidden, _ = network.apply(params, tokens[None], positions)
-    return jax.nn.log_softmax(network.policy_logits(params, hidden)[0])
+    logits = network.policy_logits(params, hidden)[0]
+    return jax.nn.log_softmax(logits), network.value(params, hidden)[0]
 
   return jax.jit(read)
 
 
-def oracle(text_tokens, judgement, width=64):
+def read_whole(text, width=64):
+  """Log-probs and value after a text, by a whole forward."""
+  row = np.zeros(width, np.int32)
+  row[: len(text)] = text
+  log_probs, values = forward(width)(loud_params(), row)
+  return np.asarray(log_probs)[len(text) - 1], float(values[len(text) - 1])
+
+
+def oracle(text_tokens, judgement):
   """Score and tokens of a judgement, each token by a whole forward."""
   policy = tiny_policy()
   text = [*text_tokens, *judgement.mark]
   end = len(text) + judgement.max_tokens - len(judgement.mark)
   while len(text) < end:
-    row = np.zeros(width, np.int32)
-    row[: len(text)] = text
-    log_probs = np.asarray(forward(width)(loud_params(), row))[len(text) - 1]
+    log_probs, _ = read_whole(text)
     text.append(int(np.argmax(log_probs)))
     if text[-1] in judgement.verdicts and text[-2] == judgement.newline_id:
       yes, no = np.exp(log_probs[list(judgement.verdicts)].astype(np.float64))
@@ -185,12 +192,8 @@ def judged(problem, solution):
 
 def value_of(problem, tokens):
   """The value head after a text, by a whole forward."""
-  policy = tiny_policy()
-  text = [*policy.tokenizer.encode(problem.prompt), *tokens]
-  positions = jnp.arange(len(text))[None]
-  network, params = policy.network, loud_params()
-  hidden, _ = network.apply(params, jnp.array([text]), positions)
-  return float(network.value(params, hidden)[0, -1])
+  prompt = tiny_policy().tokenizer.encode(problem.prompt)
+  return read_whole([*prompt, *tokens])[1]
 
 
 def test_whole_solutions_are_scored_by_their_judgements():
