@@ -86,7 +86,7 @@ def all_cells():
 # Programs of others, or nearly so.
 SLOW = ("majority_vote", "mcts", "mcts-uct", "beam", "breadth_first")
 SLOW_ON_EIGHT = (*SLOW, "greedy", "mctsr", "mcts-rollouts", "dvts", "treebon")
-SLOW_ON_EIGHT += ("a_star", "depth_first")
+SLOW_ON_EIGHT += ("a_star", "depth_first", "reroot", "best_first")
 
 
 def every_cell(slow):

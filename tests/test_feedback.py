@@ -121,7 +121,10 @@ def test_what_was_given_is_not_what_the_policy_wrote():
         np.testing.assert_allclose(solution.outcome, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+  "strategy",
+  ["revision", pytest.param("mctsr", marks=pytest.mark.slow)],
+)
 def test_memories_and_batches_give_the_same_trees(strategy):
   whole = searched(strategy)
   again = searched(strategy, memory="tokens")

@@ -104,7 +104,7 @@ def expanded(num_proposals=K, draft="ngram", shape=STEPS, **options):
   [
     (STEPS, "tree", ("ngram", "perfect")),
     (STEPS, "tokens", ("ngram",)),
-    (REVISIONS, "tree", ("ngram",)),
+    pytest.param(REVISIONS, "tree", ("ngram",), marks=pytest.mark.slow),
   ],
   ids=["steps", "tokens", "revisions"],
 )

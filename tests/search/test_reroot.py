@@ -187,7 +187,9 @@ def test_a_tree_that_is_full_at_a_commitment_stops():
   assert np.all(np.asarray(state.cost.generated_tokens) == 4 * 3)
 
 
-@pytest.mark.parametrize("num_simulations", [SIMULATIONS, 1])
+@pytest.mark.parametrize(
+  "num_simulations", [pytest.param(SIMULATIONS, marks=pytest.mark.slow), 1]
+)
 def test_new_roots_get_noise_of_their_own(num_simulations):
   """With a fraction of 1 the prior of a root is its noise.
 
