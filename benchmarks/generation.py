@@ -17,7 +17,7 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from peers import GENERATORS
 
 from o1jax.policy import decode_rows, make_controls, prefix_from_prompt
@@ -103,7 +103,7 @@ def main(argv=None):
   prompts = common.random_prompts(args.size, args.prompts, args.prompt)
   placed = lambda x: x  # noqa: E731
   if args.devices > 1:
-    mesh = jax.make_mesh((args.devices,), ("data",))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
     placed = functools.partial(jax.device_put, device=split)
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
