@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from o1jax import drawing, evaluation, legal_play
+from o1jax import drawing, legal_play
 from o1jax.encoding import problem_seed
 from o1jax.search import driver, strategies
 from o1jax.search.contracts import Strategy
@@ -28,6 +28,7 @@ from o1jax.studies.study import (
   Measured,
   Study,
   by_setting,
+  estimate,
   markdown_table,
   percent,
 )
@@ -213,7 +214,7 @@ def summarize(measured: Sequence[Measured]) -> list[Row]:
     for (name,), group in groups.items():
       solved, gain = _solved(group, budget), None
       if base is not None and name != BASELINE:
-        gain = _estimate(solved - _solved(base, budget))
+        gain = estimate(solved - _solved(base, budget))
       texts = [np.minimum(one.result["num_texts"], budget) for one in group]
       seconds = np.mean([one.result["seconds"] for one in group])
       rows.append(
@@ -221,7 +222,7 @@ def summarize(measured: Sequence[Measured]) -> list[Row]:
           name,
           budget,
           len(group),
-          _estimate(solved),
+          estimate(solved),
           gain,
           float(np.mean(texts)),
           float(seconds),
@@ -234,10 +235,6 @@ def _solved(group: Sequence[Measured], budget: int) -> np.ndarray:
   """Share of the seeds `[B]` that solved each game within a budget."""
   at = np.array([one.result["solved_at"] for one in group])
   return ((at > 0) & (at <= budget)).mean(0)
-
-
-def _estimate(values: np.ndarray) -> tuple[float, float, float]:
-  return float(values.mean()), *evaluation.bootstrap_interval(values)
 
 
 def make_table(measured: Sequence[Measured]) -> str:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from o1jax import drawing, evaluation
+from o1jax import drawing
 from o1jax.combinations import REVISIONS, WHOLE
 from o1jax.studies.context import Context
 from o1jax.studies.study import (
@@ -27,6 +27,7 @@ from o1jax.studies.study import (
   Measured,
   Study,
   by_setting,
+  estimate,
   markdown_table,
   percent,
 )
@@ -291,15 +292,15 @@ def summarize(measured: Sequence[Measured]) -> list[Row]:
     base = groups.get((reward or "value", effort, BASELINE))
     gain = None
     if base is not None and name != BASELINE:
-      gain = _estimate(_mean(group, "selected") - _mean(base, "selected"))
+      gain = estimate(_mean(group, "selected") - _mean(base, "selected"))
     rows.append(
       Row(
         name=name,
         reward=reward,
         effort=effort,
         num_seeds=len(group),
-        accuracy=_estimate(_mean(group, "selected")),
-        coverage=_estimate(_mean(group, "covered")),
+        accuracy=estimate(_mean(group, "selected")),
+        coverage=estimate(_mean(group, "covered")),
         gain=gain,
         budget=float(_mean(group, "budget_tokens")),
         tokens=float(_mean(group, "generated_tokens").mean()),
@@ -314,10 +315,6 @@ def summarize(measured: Sequence[Measured]) -> list[Row]:
 def _mean(group: Sequence[Measured], name: str) -> np.ndarray:
   """Mean over the seeds, of each problem where there is one a problem."""
   return np.mean([np.asarray(one.result[name], float) for one in group], axis=0)
-
-
-def _estimate(values: np.ndarray) -> tuple[float, float, float]:
-  return float(values.mean()), *evaluation.bootstrap_interval(values)
 
 
 def make_table(measured: Sequence[Measured]) -> str:

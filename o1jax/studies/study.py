@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from o1jax import drawing
+import numpy as np
+
+from o1jax import drawing, evaluation
 
 Cell = Mapping[str, Any]
 Result = Mapping[str, Any]
@@ -47,6 +49,11 @@ class Study:
   draw: Callable[[Sequence[Measured]], drawing.Drawing | None]
   note: Callable[[Any], str] = lambda context: ""
   has_policy: bool = True
+
+
+def estimate(values: np.ndarray) -> tuple[float, float, float]:
+  """The mean of `values` `[n]`, one a problem, and its bootstrap interval."""
+  return float(values.mean()), *evaluation.bootstrap_interval(values)
 
 
 def markdown_table(
