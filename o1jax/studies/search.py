@@ -56,6 +56,18 @@ def _widening(effort: int, num_steps: int) -> dict[str, Any]:
   }
 
 
+def _wide(effort: int, num_steps: int) -> dict[str, Any]:
+  """The same, and wider with the budget: for values that know steps apart."""
+  sized = _widening(effort, num_steps)
+  rate = min(effort / 4, 3.0)
+  return {
+    **sized,
+    "rule": "uct",
+    "rule_options": {"exploration": 0.5},
+    "options": {**sized["options"], "widening_rate": rate},
+  }
+
+
 def _committing(effort: int, num_steps: int) -> dict[str, Any]:
   """The same; equal simulations before each commitment."""
   return {**_widening(effort, num_steps), "num_simulations": 8 * effort}
@@ -69,6 +81,16 @@ def _branching(effort: int, num_steps: int) -> dict[str, Any]:
   room, num_candidates = _SLACK * effort * num_steps, 2
   while sum(num_candidates**d for d in range(1, num_steps + 1)) < room:
     num_candidates += 1
+  return {
+    "num_candidates": num_candidates,
+    "num_expansions": math.ceil(room / num_candidates),
+  }
+
+
+def _broad(effort: int, num_steps: int) -> dict[str, Any]:
+  """As many candidates a node as best-of-N draws first steps, up to 16."""
+  num_candidates = min(effort, 16)
+  room = _SLACK * effort * num_steps
   return {
     "num_candidates": num_candidates,
     "num_expansions": math.ceil(room / num_candidates),
@@ -119,6 +141,7 @@ VARIANTS: Mapping[str, tuple[str, Sized]] = {
   "best_of_n": ("best_of_n", lambda n, r: {"num_candidates": n}),
   "mcts": ("mcts", _widening),
   "mcts_uct": ("mcts", lambda n, r: {**_widening(n, r), "rule": "uct"}),
+  "mcts_wide": ("mcts", _wide),
   "mcts_without_widening": (
     "mcts",
     lambda n, r: {
@@ -134,6 +157,7 @@ VARIANTS: Mapping[str, tuple[str, Sized]] = {
     lambda n, r: {"num_candidates": 2, "options": {"num_roots": n}},
   ),
   "best_first": ("best_first", _branching),
+  "best_first_wide": ("best_first", _broad),
   "a_star": (
     "a_star",
     lambda n, r: {
@@ -391,5 +415,5 @@ def _chart(rows: Sequence[Row], reward: str) -> drawing.Drawing:
 
 
 STUDY = Study(
-  "search", "2", make_cells, check, measure, make_table, draw, note=note
+  "search", "3", make_cells, check, measure, make_table, draw, note=note
 )
