@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -212,11 +211,7 @@ def evaluation_devices(config: Any) -> Mesh:
   """
   with user_input():
     mesh_lib.configure_host_devices(config.mesh.num_cpu_devices)
-    size = config.evaluation.batch_size
-    counts = range(1, jax.device_count() + 1)
-    return mesh_lib.make_mesh(
-      {"data": max(count for count in counts if size % count == 0)}
-    )
+    return mesh_lib.mesh_for(config.evaluation.batch_size)
 
 
 def task_of(config: Any) -> Task:

@@ -156,6 +156,14 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
   )
 
 
+def mesh_for(num_rows: int) -> Mesh:
+  """A mesh of as many devices as `num_rows` rows divide over."""
+  counts = range(1, jax.device_count() + 1)
+  return make_mesh(
+    {"data": max(count for count in counts if num_rows % count == 0)}
+  )
+
+
 def partition_spec(
   logical_axes: tuple[str | None, ...],
   table: Mapping[str, tuple[str, ...]] = TABLE,

@@ -12,6 +12,7 @@ The study legal_play has no policy: its workdir may be any folder.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -42,6 +43,11 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("task", "game24", "Of a study without a policy.")
   flags.DEFINE_integer(
+    "num_cpu_devices",
+    os.cpu_count() or 1,
+    "Virtual devices of a study without a policy, where there is no other.",
+  )
+  flags.DEFINE_integer(
     "num_problems",
     None,
     f"The first so many; {NUM_HELDOUT} held-out ones, or the whole file.",
@@ -63,21 +69,25 @@ def main(argv: list[str]) -> None:
   for name, example in (("study", "search"), ("workdir", "runs/countdown")):
     if values[name].value is None:
       raise config_lib.UserError(f"--{name} is missing: --{name}={example}")
-  for name in ("seeds", "num_problems", "max_cells"):
+  for name in ("seeds", "num_problems", "max_cells", "num_cpu_devices"):
     if values[name].value is not None and values[name].value < 1:
       raise config_lib.UserError(f"--{name}={values[name].value} is below 1")
   with config_lib.user_input():
     require_known("study", values.study, list(studies.STUDIES))
   study, workdir = studies.STUDIES[values.study], pathlib.Path(values.workdir)
-  unread = "task" if study.has_policy else "iteration"
-  if values[unread].present:
-    raise config_lib.UserError(
-      f"--{unread} is not for the study {study.name}: leave it out"
-    )
+  unread = ("task", "num_cpu_devices") if study.has_policy else ("iteration",)
+  for name in unread:
+    if values[name].present:
+      raise config_lib.UserError(
+        f"--{name} is not for the study {study.name}: leave it out"
+      )
   mesh_lib.enable_compilation_cache(values.compilation_cache)
   if study.has_policy:
     mesh = build.evaluation_devices(config_lib.config_of_workdir(workdir))
     trained = load.from_workdir(workdir, values.iteration, mesh)
+  else:
+    with config_lib.user_input():
+      mesh_lib.configure_host_devices(values.num_cpu_devices)
   with config_lib.user_input():
     task = trained.task if study.has_policy else make_task(values.task)
     if values.problems is None:
@@ -166,12 +176,12 @@ def run(
     )
     context.close()
     problems = context.problems
-    num_train = sum(map(context.task.is_train, problems))
-    caption = (
-      f"Study {study.name}: {context.label}, {len(problems)} problems"
-      f" ({num_train} of them of the training share), seeds 0 to"
-      f" {num_seeds - 1}; intervals are 95% bootstrap over problems."
-    )
+    caption = f"Study {study.name}: {context.label}, {len(problems)} problems"
+    if study.has_policy:
+      num_train = sum(map(context.task.is_train, problems))
+      caption += f" ({num_train} of them of the training share)"
+    caption += f", seeds 0 to {num_seeds - 1}"
+    caption += "; intervals are 95% bootstrap over problems."
     if note := study.note(context):
       caption += f" {note}"
     if num_missing:

@@ -687,6 +687,7 @@ def test_legal_play_needs_no_run(command, capsys, tmp_path, monkeypatch):
   command(
     "--study=legal_play",
     "--task=countdown",
+    "--num_cpu_devices=8",
     f"--workdir={tmp_path}",
     f"--problems={path}",
     "--only=name=mcts_uct",

@@ -157,6 +157,7 @@ class TaskContext:
   Attributes:
     task: the task.
     problems: what every cell is measured on.
+    mesh: devices that these are shared out over.
     verifier: its checker, which remembers verdicts.
     label: what tables are headed with.
   """
@@ -165,6 +166,7 @@ class TaskContext:
     """Prepares; starts nothing."""
     self.task = task
     self.problems = tuple(problems)
+    self.mesh = mesh_lib.mesh_for(len(problems))
     self.verifier = Verifier(task.check)
     self.label = task.name
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from o1jax import drawing, legal_play
+from o1jax import mesh as mesh_lib
 from o1jax.encoding import problem_seed
 from o1jax.search import driver, strategies
 from o1jax.search.contracts import Strategy
@@ -118,8 +119,11 @@ def measure(context: TaskContext, cell: Cell) -> dict[str, Any]:
     compilation among them.
   """
   start = time.monotonic()
-  search = driver.run_on_device(make_strategy(context, cell))
-  problems = legal_play.encode_games(context.problems, _seeds(context))
+  strategy = driver.over_mesh(make_strategy(context, cell), context.mesh)
+  search = driver.run_on_device(strategy)
+  problems = mesh_lib.shard_batch(
+    legal_play.encode_games(context.problems, _seeds(context)), context.mesh
+  )
   state = search(None, jax.random.key(cell["seed"]), problems)
   nodes = jax.device_get(state.node_state)
   most = cell["most_texts"]
