@@ -146,15 +146,26 @@ def check_single_expansion(options: Mapping[str, Any]) -> None:
       )
 
 
-def check_stop_rules(strategy: str, options: Mapping[str, Any]) -> None:
+def check_stop_rules(
+  strategy: str, answer_by: str, options: Mapping[str, Any]
+) -> None:
   """A rule looks at scores, which a vote does not.
 
+  The solution that it stops at would be one vote of many.
+
   Raises:
-    ValueError: a stop rule of a strategy that has no use for one.
+    ValueError: a stop rule of a search that has no use for one.
   """
+  if strategy == "majority_vote":
+    way, change = "strategy='majority_vote'", "leave it out"
+  elif answer_by == "vote":
+    way = "answer_by='vote'"
+    change = "leave it out, or set answer_by to search, score or weighted_vote"
+  else:
+    return
   for name in strategies.STOP_OPTIONS:
-    if strategy == "majority_vote" and options.get(name) is not None:
+    if options.get(name) is not None:
       raise ValueError(
-        f"{name}={options[name]}: strategy='majority_vote' answers by counting"
-        " and has no best solution to stop at; leave it out"
+        f"{name}={options[name]}: {way} answers by counting and has no best "
+        f"solution to stop at; {change}"
       )

@@ -145,7 +145,8 @@ class Solver:
         "product" or "mean".
       options: more keyword options of the strategy, such as `max_blocks` of
         mcts or `max_tokens`; see its file in search/. `stop_threshold` and
-        `stop_patience` end a problem's search early, see search/stopping.py.
+        `stop_patience` end a problem's search early, see search/stopping.py;
+        not where the answer is by vote.
       temperature, top_k, top_p, min_p: how candidates are sampled.
       num_rollouts: continuations of every candidate, where something reads
         them.
@@ -173,6 +174,7 @@ class Solver:
       feedback,
     )
     answering.check_answering(strategy, answer_by, fold, guidance)
+    combinations.check_stop_rules(strategy, answer_by, options or {})
     check_options("the search's cache", CacheOptions, cache or {})
     on_device, on_host = split_weights(
       guidance, guidance_functions, text_functions
@@ -410,7 +412,6 @@ def _make_strategy(
   options = {n: shared[n] for n in taken if n in shared} | options
   if granularity == "token":
     combinations.check_single_expansion(options)
-  combinations.check_stop_rules(strategy, options)
   return strategies.make_strategy(name, model, **options)
 
 

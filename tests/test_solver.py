@@ -467,6 +467,10 @@ def test_a_tree_becomes_plain_values():
       },
       "stop_threshold=0.5: strategy='majority_vote' answers by counting",
     ),
+    (
+      {"answer_by": "vote", "options": {"stop_patience": 9}},
+      "stop_patience=9: answer_by='vote' .* set answer_by to search, score or",
+    ),
   ],
 )
 def test_bad_fields_are_refused(options, words):
