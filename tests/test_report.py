@@ -118,23 +118,26 @@ def workdir(tmp_path):
   return folder
 
 
+# What the page of `workdir` says, whatever else stands in the files.
+SHOWN = (
+  "accuracy: greedy",
+  "60.1%",  # the newest greedy accuracy
+  "accuracy: mcts, 16 solutions",
+  "policy_loss",
+  "initialize: learn",
+  "after iteration 3",
+  "77",
+  "7 + 6 = 13 (left: 13)",
+  "Search tree of 3 7 2 = 13",
+  "config.search.num_simulations",
+)
+
+
 def test_report_holds_every_section(workdir):
   path = report.write_report(workdir)
   assert path == workdir / "report.html"
   page = Page(path.read_text("utf-8"))
-  for text in (
-    "accuracy: greedy",
-    "60.1%",  # the newest greedy accuracy
-    "accuracy: mcts, 16 solutions",
-    "2.0 min",
-    "policy_loss",
-    "initialize: learn",
-    "after iteration 3",
-    "77",
-    "7 + 6 = 13 (left: 13)",
-    "Search tree of 3 7 2 = 13",
-    "config.search.num_simulations",
-  ):
+  for text in (*SHOWN, "2.0 min"):
     assert text in page.text
   assert page.tags.count("details") == 2
 
@@ -205,22 +208,48 @@ def test_missing_files_leave_a_page_that_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.93])
-def test_files_cut_short_anywhere_do_not_break_it(workdir, share):
+def test_files_cut_short_anywhere_show_what_is_whole(workdir, share):
+  left = {}
   for path in [p for p in workdir.rglob("*") if p.is_file()]:
     text = path.read_bytes()
     path.write_bytes(text[: int(share * len(text))])
-  Page(report.render_report(workdir))
+    left[str(path.relative_to(workdir))] = path.read_bytes().count(b"\n")
+  text = report.render_report(workdir)
+  page, charts = Page(text), charts_of(text)
+  if left["metrics.jsonl"]:
+    learning = charts["Accuracy against training iterations"]
+    assert learning["greedy"] == (0, left["metrics.jsonl"])
+  has_title = "Accuracy against test-time tokens" in charts
+  assert has_title == (left["evaluation.jsonl"] > 0)
+  # Their lines are whole but for the last one, and these hold one object.
+  for note, is_missing in (
+    ("No accuracy has been measured", left["metrics.jsonl"] == 0),
+    ("Not measured yet", left["evaluation.jsonl"] == 0),
+    ("No sample has been saved", left["samples/iteration_3.jsonl"] == 0),
+    ("No search tree has been saved", True),
+  ):
+    assert (note in page.text) == is_missing
+  assert "manifest.json" not in page.text
 
 
-def test_wrong_types_in_rows_do_not_break_it(workdir):
+def test_wrong_types_in_rows_leave_the_others_shown(workdir):
   odd = [None, "x", [], {}, True, -1, float("inf"), 10**400, "\ud800"]
   for name in ("metrics.jsonl", "evaluation.jsonl", "trees/iteration_3.jsonl",
                "samples/iteration_3.jsonl"):  # fmt: skip
-    rows = list(records.read_rows(workdir / name))[:2]
-    wrong = [{**r, key: v} for r in rows for key in r for v in odd]
-    write_lines(workdir / name, rows + wrong)
+    rows = list(records.read_rows(workdir / name))
+    wrong = [{**r, key: v} for r in rows[:2] for key in r for v in odd]
+    write_lines(workdir / name, [*rows, *wrong, *rows])
   report.write_report(workdir)
-  Page((workdir / "report.html").read_text("utf-8"))
+  text = (workdir / "report.html").read_text("utf-8")
+  page, charts = Page(text), charts_of(text)
+  for shown in SHOWN:
+    assert shown in page.text
+  learning = charts["Accuracy against training iterations"]
+  # At the iterations 0 to 3, and at the odd one.
+  assert learning["greedy"] == (0, 5)
+  assert learning["mcts, 16 solutions"] == (3, 2)
+  for places in re.findall(r' (?:points|x|y|cx|cy|r|d)="([^"]+)"', text):
+    assert not re.search("nan|inf", places)
 
 
 def test_a_failed_write_leaves_the_earlier_report(workdir, monkeypatch):
