@@ -71,7 +71,7 @@ def make_generate(
   pad_id: int,
   stop_texts: Sequence[str] = (),
   pieces: Sequence[bytes] | None = None,
-  segment: int = 32,
+  segment: int | None = None,
   min_problems: int = 1,
   num_slots: int | None = None,
   cache_dtype: str = "network",
@@ -87,7 +87,8 @@ def make_generate(
     pad_id: fills rows after their end.
     stop_texts: strings that end a row as well.
     pieces: bytes of every token, `[V]`; needed with `stop_texts`.
-    segment: slots by which the cache grows.
+    segment: slots by which the cache grows. None: 32, or 128 where rows are so
+      few that a turn of the host costs more than slots that are read unused.
     min_problems: never fewer problems than this in a program, so that they
       divide over the devices of a mesh.
     num_slots: W, rows decoded at a time; the other rows wait for a slot, and
@@ -120,10 +121,12 @@ def make_generate(
   if stops and pieces is None:
     raise ValueError("stop_texts needs pieces: pass the tokenizer's pieces")
   find_stop = _make_find_stop(stops, pieces) if stops else None
-  first_capacity = min(segment, max_new_tokens)
   check_cache_dtype(cache_dtype)
 
-  def start(params, keys, tokens, lengths):
+  def num_together(keys):
+    return keys.size if num_slots is None else num_slots
+
+  def start(params, keys, tokens, lengths, first_capacity):
     """The first rows, and the queue of the others."""
     read_fn = functools.partial(
       slots.read_prompts,
@@ -146,7 +149,8 @@ def make_generate(
 
   def generate(params, keys, tokens, lengths, controls):
     _check_keys(keys, tokens, num_rows)
-    run, queue = start(params, keys, tokens, lengths)
+    by = segment or (32 if num_together(keys) > slots.SMALLEST else 128)
+    run, queue = start(params, keys, tokens, lengths, min(by, max_new_tokens))
     result = _blank(keys.shape, max_new_tokens, pad_id)
     can_shrink, rows_evaluated = True, 0
     while True:
@@ -163,7 +167,7 @@ def make_generate(
         run.state,
         run.uniforms,
         run.next_positions,
-        capacity if queue is None else step + segment,
+        capacity if queue is None else step + by,
         controls,
         least,
         eos_id,
@@ -174,7 +178,7 @@ def make_generate(
       if not alive.any() and not is_waiting:
         break
       if run.is_full:
-        run = slots.grown(run, min(capacity + segment, max_new_tokens))
+        run = slots.grown(run, min(capacity + by, max_new_tokens))
       if is_waiting:
         slots.store(result, run)
         run = queue.fill(run, ~alive[:, 0])
