@@ -1,5 +1,6 @@
 """Slow and obvious oracles."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -231,13 +232,16 @@ class Walker:
     self.made: list[Path] = [()]
     self.expanded: list[Path] = []
 
-  def expand(self, path: Path) -> list[Path]:
-    """Makes the next valid candidates of `path`; returns the open ones."""
+  def expand(self, path: Path, num_rows: int | None = None) -> list[Path]:
+    """Makes the next valid candidates of `path`; returns the open ones.
+
+    Where there is no money for the whole block, `num_rows` are shown.
+    """
     world, state = self.world, self.state[path]
     start = self.num_shown.get(path, 0)
     self.num_shown[path] = start + self.block
     self.expanded.append(path)
-    shown = range(start, start + self.block)
+    shown = range(start, start + (self.block if num_rows is None else num_rows))
     valid = [a for a in shown if world.is_valid[state, a]]
     norm = sum(math.exp(world.prior_logits[state, a]) for a in valid)
     for a in valid:
@@ -262,11 +266,26 @@ def brute_force_beam(
   num_subtrees: int = 1,
   num_root_blocks: int = 1,
   block: int | None = None,
+  num_payable: int = 10**9,
 ) -> Walker:
-  """Beam search layer by layer in lists; DVTS where there are subtrees."""
+  """Beam search layer by layer in lists; DVTS where there are subtrees.
+
+  The budget pays for `num_payable` candidates. One that is not valid turns out
+  to cost nothing, but only when the round that drew it is over.
+  """
   walker = Walker(world, root, block=block)
-  for _ in range(num_root_blocks):
-    walker.expand(())
+
+  def expand_some(waiting: list[Path]) -> list[Path]:
+    """One round; returns those that it could not pay for."""
+    num_rows = num_payable - (len(walker.made) - 1)
+    for place, path in enumerate(waiting):
+      if num_rows == 0:
+        return waiting[place:]
+      walker.expand(path, min(walker.block, num_rows))
+      num_rows -= min(walker.block, num_rows)
+    return []
+
+  expand_some([()] * num_root_blocks)
   beams: list[list[Path]] = [[] for _ in range(num_subtrees)]
   for number, first in enumerate(walker.made[1:]):
     if first not in walker.finished:
@@ -278,11 +297,13 @@ def brute_force_beam(
       for beam in beams
     ]
     kept = [beam[: width // num_subtrees] for beam in kept]
-    beams = [[] for _ in range(num_subtrees)]
-    for place in range(width // num_subtrees):
-      for number, beam in enumerate(kept):
-        if place < len(beam):
-          beams[number] += walker.expand(beam[place])
+    turns = itertools.zip_longest(*kept)
+    waiting = [path for turn in turns for path in turn if path is not None]
+    num_made = len(walker.made)
+    while waiting and len(walker.made) <= num_payable:
+      waiting = expand_some(waiting)
+    new = [p for p in walker.made[num_made:] if p not in walker.finished]
+    beams = [[p for p in new if p[:-1] in beam] for beam in kept]
   return walker
 
 

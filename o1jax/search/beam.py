@@ -1,9 +1,11 @@
 """Beam search over steps, and its relatives of one engine.
 
 A round expands the K best open nodes of the deepest layer (W is K) and the next
-layer is their candidates. Solutions that are finished are kept aside: they take
-no place in the beam, and the best of them is the answer. A beam whose layer has
-no open node is over; it does not go back up.
+layer is their candidates. Where a budget cannot pay for all K at once, a layer
+is completed in further rounds, while there is money, before the next is begun.
+Solutions that are finished are kept aside: they take no place in the beam, and
+the best of them is the answer. A beam whose layer has no open node is over; it
+does not go back up.
 
   beam                      Snell et al., arXiv 2408.03314, Section 5.1
   with `num_subtrees`       diverse verifier tree search (DVTS), as in Hugging
@@ -47,9 +49,11 @@ def beam(
       dealt to them in turn, and no beam takes another's place.
     num_root_blocks: expansions of the root, all in the first round: this many
       times A candidates form the first layer. K of them make all layers alike.
-    max_tokens: the budget of a problem in generated tokens, never exceeded;
-      what it cannot pay for of a layer are the beams' last places. None: no
-      limit.
+    max_tokens: the budget of a problem in generated tokens, never exceeded.
+      A round pays in advance, each candidate at its longest, and the beams'
+      last places wait for what it leaves; a node that got fewer than A
+      candidates keeps those, and so does a root that got fewer blocks. None:
+      no limit.
 
   Raises:
     ValueError: a number out of range, or numbers that do not go together.
@@ -96,7 +100,9 @@ def treebon(
   """Layers of `num_roots` nodes, of which each keeps the best share of 1 / A.
 
   The first layer is drawn from the root and every kept node has A children:
-  TreeBoN, arXiv 2410.16033, Algorithm 1. A beam of num_roots / A.
+  TreeBoN, arXiv 2410.16033, Algorithm 1. A beam of num_roots / A. The paper
+  keeps equal first steps; a step model that merges duplicates leaves one of
+  each, so that no two of the beam's places go to the same step.
 
   Raises:
     ValueError: a number out of range, or numbers that do not go together.
@@ -120,27 +126,39 @@ def treebon(
 def best_of_layer(
   tree: Tree, width: int, num_subtrees: int, max_depth: int
 ) -> jax.Array:
-  """The open nodes `[B, K]` of the deepest layer that go on.
+  """The nodes `[B, K]` that are expanded next, NO_NODE behind them.
+
+  They are the open ones among the K best of the layer above the deepest, which
+  a budget left over, and only where there are none those of the deepest layer.
 
   The best of each subtree come first, then the second best, and so on, so that
   a budget that ends within a layer ends for all subtrees alike.
   """
   # Candidates that are not valid have a depth too: they end the layer above.
   deepest = jnp.max(tree.depth, axis=-1, keepdims=True)
-  is_open = open_nodes(tree) & (tree.depth == deepest)
-  is_open &= tree.depth < max_depth
+  # Those that are expanded keep their places.
+  goes_on = tree.is_valid & ~tree.is_terminal & (tree.depth < max_depth)
+  is_open = open_nodes(tree)
   if num_subtrees == 1:
-    return best_nodes([scores(tree)], is_open, width)
-  subtree = deal(tree, num_subtrees)
+    subtree = jnp.zeros_like(tree.depth)
+  else:
+    subtree = deal(tree, num_subtrees)
 
-  def best_of_subtree(index):
-    is_own = is_open & (subtree == index)
-    return best_nodes([scores(tree)], is_own, width // num_subtrees)
+  def open_places(layer):
+    is_here = goes_on & (tree.depth == layer)
 
-  found = jax.vmap(best_of_subtree)(jnp.arange(num_subtrees))
-  found = jnp.moveaxis(found, 0, -1).reshape(-1, width)
-  order = jnp.argsort(found == NO_NODE, axis=-1, stable=True)
-  return jnp.take_along_axis(found, order, axis=-1)
+    def best_of_subtree(index):
+      is_own = is_here & (subtree == index)
+      return best_nodes([scores(tree)], is_own, width // num_subtrees)
+
+    found = jax.vmap(best_of_subtree)(jnp.arange(num_subtrees))
+    found = jnp.moveaxis(found, 0, -1).reshape(-1, width)
+    found = jnp.where(read(is_open, found), found, NO_NODE)
+    order = jnp.argsort(found == NO_NODE, axis=-1, stable=True)
+    return jnp.take_along_axis(found, order, axis=-1)
+
+  rest, places = jax.vmap(open_places)(jnp.stack([deepest - 1, deepest]))
+  return jnp.where(rest[:, :1] == NO_NODE, places, rest)
 
 
 def deal(tree: Tree, num_subtrees: int) -> jax.Array:

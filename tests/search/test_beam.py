@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from o1jax.search.beam import beam, treebon
-from o1jax.search.tree import NO_NODE, ROOT, read
+from o1jax.search.tree import NO_NODE, ROOT, UNEXPANDED, read
 from oracles import brute_force_beam, nodes_in_order
 from worlds import (
   NUM_ROOTS,
@@ -72,6 +72,51 @@ def test_the_tree_is_that_of_brute_force(num_subtrees, num_root_blocks):
       )
   # Finished solutions take no place in the beam.
   assert num_early > 4 * NUM_ROOTS
+
+
+@pytest.mark.parametrize("num_subtrees, num_payable", [(1, 9), (2, 11)])
+def test_a_budget_completes_a_layer_before_the_next(num_subtrees, num_payable):
+  """Invalid candidates are paid for in advance and turn out to be free."""
+  options = dict(width=4, max_depth=4, num_subtrees=num_subtrees)
+  num_completed = 0
+  for seed in range(4):
+    world = random_graph(seed, terminal_rate=0.1, invalid_rate=0.4)
+    _, state = run(
+      world,
+      range(NUM_ROOTS),
+      name="beam",
+      max_tokens=num_payable * TOKENS_PER_STEP,
+      **options,
+    )
+    for row in range(NUM_ROOTS):
+      oracle = brute_force_beam(world, row, num_payable=num_payable, **options)
+      assert nodes_in_order(state.tree, row) == oracle.made
+      is_expanded = np.asarray(state.tree.first_child[row]) != UNEXPANDED
+      assert np.sum(is_expanded) == len(oracle.expanded)
+      # More nodes than the first look at the second layer could pay for.
+      num_first = sum(len(path) == 1 for path in oracle.made)
+      num_second = sum(len(path) == 1 for path in oracle.expanded)
+      num_completed += 4 * (num_second - 1) >= num_payable - num_first
+  assert num_completed > 4
+
+
+def test_a_budget_that_pays_for_all_changes_nothing():
+  """Two programs, the same nodes with the same bits."""
+  # The options of a program above.
+  options = dict(width=4, max_depth=5, num_subtrees=2, num_root_blocks=1)
+  world = random_graph(2, num_candidates=9, terminal_rate=0.1, invalid_rate=0.4)
+  trees = []
+  for budget in ({}, {"max_tokens": 10**6}):
+    _, state = run(
+      world,
+      range(NUM_ROOTS),
+      num_candidates=3,
+      name="beam",
+      **options,
+      **budget,
+    )
+    trees.append(state.tree)
+  jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
 def means_of(walker):
