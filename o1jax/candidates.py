@@ -67,8 +67,45 @@ def sampled_priors(
   return is_written & is_first, ratio + jnp.log(is_equal.sum(-1))
 
 
+def merge_blocks(
+  node: jax.Array,
+  tokens: jax.Array,
+  is_valid: jax.Array,
+  prior_logits: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Merges candidates that several blocks of one node drew in the same call.
+
+  Args:
+    node: `[B, W]` nodes that are expanded, each as often as it gets blocks.
+    tokens: `[B, W, A, S]` of the new candidates.
+    is_valid: `[B, W, A]`.
+    prior_logits: `[B, W, A]`, relative to one another over all blocks of a
+      node.
+
+  Returns:
+    `is_valid`, where of equal candidates the first is left, and `prior_logits`,
+    where it weighs as much as all of them.
+  """
+  shape = is_valid.shape
+  flat = (shape[0], -1)
+  node = jnp.repeat(node, shape[-1], axis=-1)
+  tokens = tokens.reshape(*node.shape, -1)
+  is_valid, prior_logits = is_valid.reshape(flat), prior_logits.reshape(flat)
+  is_equal = (tokens[:, :, None] == tokens[:, None]).all(-1)
+  is_equal &= node[:, :, None] == node[:, None]
+  is_equal &= is_valid[:, :, None] & is_valid[:, None]
+  index = jnp.arange(node.shape[1])
+  is_later = index[:, None] > index[None, :]
+  is_first = is_valid & ~(is_equal & is_later[None]).any(-1)
+  lowest = jnp.finfo(prior_logits.dtype).min
+  mass = jnp.where(is_equal, prior_logits[:, None], lowest)
+  mass = jnp.where(is_first, jax.nn.logsumexp(mass, axis=-1), prior_logits)
+  return is_first.reshape(shape), mass.reshape(shape)
+
+
 def merge_into_siblings(
   store: NodeStore,
+  node: jax.Array,
   siblings: jax.Array,
   tokens: jax.Array,
   is_valid: jax.Array,
@@ -78,6 +115,7 @@ def merge_into_siblings(
 
   Args:
     store: the nodes.
+    node: `[B, W]`, see `merge_blocks`, whose work is done.
     siblings: `[B, W, E]`, see `contracts.Request`.
     tokens: `[B, W, A, S]` of the new candidates.
     is_valid: `[B, W, A]`.
@@ -92,7 +130,11 @@ def merge_into_siblings(
   is_equal = (tokens[:, :, :, None] == old[:, :, None]).all(-1)
   is_equal &= is_valid[..., None] & (siblings != NO_NODE)[:, :, None]
   more = jnp.where(is_equal, prior_logits[..., None], lowest)
-  return is_valid & ~is_equal.any(-1), jax.nn.logsumexp(more, axis=2)
+  more = jax.nn.logsumexp(more, axis=2)
+  # All blocks of a node say the same of its siblings, whichever drew them.
+  is_same = node[:, :, None] == node[:, None]
+  more = jnp.where(is_same[..., None], more[:, None], lowest).max(2)
+  return is_valid & ~is_equal.any(-1), more
 
 
 def named_keys(keys: jax.Array, num_candidates: int):

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from o1jax.candidates import (
   Context,
   behind_candidates,
+  merge_blocks,
   merge_into_siblings,
   named_keys,
   new_nodes,
@@ -100,8 +101,9 @@ def make_step_model(
     draft: proposes; by default what followed the last tokens where they stood
       in the text before. The parameters of a `ModelDraft` become constants of
       the program.
-    merge_duplicates: True keeps equal candidates once and corrects their prior
-      for having been sampled; False keeps each (for votes).
+    merge_duplicates: True keeps equal candidates of a node once, whichever of
+      its expansions drew them, and corrects their prior for having been
+      sampled; False keeps each (for votes).
     num_rollouts: M continuations sampled from every candidate to the end of
       the solution; the estimate of its outcome is the mean of their values. 0
       takes the guidance's score of the candidate itself.
@@ -268,7 +270,7 @@ class _PolicySteps:
     is_terminal = self._is_terminal(split(rows.ended), split(rows.stopped))
     is_terminal |= split(new["depth"]) >= self.shape.max_depth
     is_valid, prior_logits, sibling_logits = self._priors(
-      store, request.siblings, rows, split
+      store, request, rows, split
     )
     generated = split(rows.lengths).sum((1, 2))
     evaluated = generated
@@ -419,15 +421,20 @@ class _PolicySteps:
     is_cut = ~(ended | stopped) & (not self.shape.goes_on_where_cut)
     return is_cut if self.shape.revises else is_cut | ended
 
-  def _priors(self, store, siblings, rows, split):
+  def _priors(self, store, request, rows, split):
     """Which candidates are valid, their priors, and what siblings gain."""
     is_valid, prior_logits = map(
       split, sampled_priors(rows, self.merges_duplicates)
     )
-    if not (self.merges_duplicates and siblings.shape[-1]):
+    if not (self.merges_duplicates and request.siblings.shape[-1]):
       return is_valid, prior_logits, None
+    tokens = split(rows.tokens)
+    if request.node.shape[1] > 1:
+      is_valid, prior_logits = merge_blocks(
+        request.node, tokens, is_valid, prior_logits
+      )
     is_valid, sibling_logits = merge_into_siblings(
-      store, siblings, split(rows.tokens), is_valid, prior_logits
+      store, request.node, request.siblings, tokens, is_valid, prior_logits
     )
     return is_valid, prior_logits, sibling_logits
 

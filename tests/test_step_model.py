@@ -483,20 +483,37 @@ def test_endless_steps_are_terminal_with_outcome_0():
     np.testing.assert_array_equal(old, new)
 
 
-def test_a_widened_node_merges_and_weighs_over_all_its_draws():
-  """Each distinct step once, with prior (draws) * p / q over all draws."""
-  strategy = make_strategy(
+# One block after another, all in one call, and several in each of some calls.
+WIDENED = {
+  "mcts": (
     "mcts",
-    step_model(num_candidates=2, num_rollouts=0),
-    num_simulations=40,
-    capacity=1 + 2 * 24,
-    max_blocks=4,
-  )
+    2,
+    dict(num_simulations=40, capacity=1 + 2 * 24, max_blocks=4),
+    4,
+  ),
+  "treebon": ("treebon", 2, dict(num_roots=10, max_depth=2), 5),
+  "chains": (
+    "speculative_rejection",
+    1,
+    dict(num_rows=4, num_starts=12, capacity=40),
+    12,
+  ),
+}
+
+
+@pytest.mark.parametrize(
+  "case", ["mcts", "chains", pytest.param("treebon", marks=pytest.mark.slow)]
+)
+def test_a_widened_node_merges_and_weighs_over_all_its_draws(case):
+  """Each distinct step once, with prior (draws) * p / q over all draws."""
+  name, num_candidates, options, most_blocks = WIDENED[case]
+  model = step_model(num_candidates=num_candidates, num_rollouts=0)
+  strategy = make_strategy(name, model, **options)
   state = run_on_device(strategy)(params(), jax.random.key(6), PROBLEMS)
   tree, store = jax.tree.map(
     np.asarray, (state.tree, state.node_state.replace(prompt=None))
   )
-  assert np.max(tree.num_blocks) == 4
+  assert np.max(tree.num_blocks) == most_blocks
   num_merged = 0
   for row in range(B):
     for node in np.flatnonzero(tree.num_blocks[row] > 0):

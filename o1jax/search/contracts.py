@@ -87,7 +87,8 @@ class StepModel(NamedTuple):
       of `root_value` is the dtype of all statistics.
     step_fn: `(params, keys [B, W], request, node_state) -> (Expansion,
       node_state)`. The result for a node may depend on its key, its problem,
-      its path and its siblings only, never on its row or its index.
+      its path and its siblings only, those of its other blocks in the same
+      call included, never on its row or its index.
     max_candidate_tokens: the most tokens that one candidate may cost; what a
       token budget reserves for it before it is drawn.
 
