@@ -3,8 +3,8 @@
 A mix names kinds of rows and how many of each stand in a batch. Some are
 written by the task (demonstrations), some are what searches found
 (experience). They differ in their weights only (see `LearnerBatch`), and rows
-with judgements or revisions, which are long, may stand in a group of their own
-width, so that the others stay cheap:
+with judgements, revisions or comparisons, which are long, may stand in a group
+of their own width, so that the others stay cheap:
 
   random_play     demonstrations: legal play, target independent of the play
   consequences    the same, learned only where a step follows from its choice:
@@ -18,6 +18,8 @@ width, so that the others stay cheap:
                   criticism and the right solution are learned
   revised         demonstrations: the same, the last solution right or wrong: it
                   is the value's target at the last step, nothing else
+  comparing       demonstrations: two solutions, and whether they say the same;
+                  the comparison is learned
   search          D_search: each step weighted by its share of visits, and the
                   outcome as the value's target (AlphaGo Zero)
   expert          D_expert: cloning of correct solutions
@@ -130,11 +132,12 @@ def learned_parts(task: Task, text: str) -> Iterator[tuple[str, bool]]:
   All of a text without marks. With them only what follows a mark, and of that
   no solution but the last: a solution that is judged or revised may be wrong.
   """
-  judged, mark, judgement = text.partition(task.judge_mark)
-  if mark:
-    yield judged + mark, False
-    yield judgement, True
-    return
+  for mark in (task.judge_mark, task.same_mark):
+    judged, found, judgement = text.partition(mark)
+    if found:
+      yield judged + mark, False
+      yield judgement, True
+      return
   *attempts, last = text.split(task.revision_mark)
   for place, attempt in enumerate(attempts):
     if place:

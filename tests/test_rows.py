@@ -209,12 +209,14 @@ def test_every_kind_of_demonstration_is_the_tasks_own():
 def learned_letters(solution):
   """By its lines alone: for each letter of a text with marks, is it learned?
 
-  Judgements and criticism are, and the solution that no mark follows.
+  Judgements, comparisons and criticism are, and the solution that no mark
+  follows.
   """
   lines = solution.splitlines(keepends=True)
   places = [i for i, line in enumerate(lines) if line == "again:\n"]
-  if "check:\n" in lines:
-    learned = range(lines.index("check:\n") + 1, len(lines))
+  ends = [i for i, line in enumerate(lines) if line in ("check:\n", "same:\n")]
+  if ends:
+    learned = range(ends[0] + 1, len(lines))
   else:
     learned = {place + 1 for place in places}
     learned |= set(range(places[-1] + 1, len(lines)))
@@ -224,7 +226,7 @@ def learned_letters(solution):
 @pytest.mark.parametrize(
   "task", [TASK, ARITHMETIC], ids=["countdown", "arithmetic"]
 )
-@pytest.mark.parametrize("kind", ["judging", "revising"])
+@pytest.mark.parametrize("kind", ["judging", "revising", "comparing"])
 def test_no_solution_is_learned_that_may_be_wrong(task, kind):
   tokenizer = tiny_policy().tokenizer
   policy = dataclasses.replace(
@@ -250,7 +252,7 @@ def test_no_solution_is_learned_that_may_be_wrong(task, kind):
     letters = [0] * len(pieces[0]) + letters
     np.testing.assert_array_equal(letters, np.float32(expected))
     assert weights[length - 2] == 1 and not weights[length - 1 :].any()
-  assert num_rounds == ({0} if kind == "judging" else {1, 2})
+  assert num_rounds == ({1, 2} if kind == "revising" else {0})
 
 
 @pytest.mark.parametrize(

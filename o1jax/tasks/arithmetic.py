@@ -237,8 +237,8 @@ class Arithmetic(reflection.Reflection):
   ) -> list[tuple[Problem, str]]:
     """Writes n demonstrations on training problems.
 
-    Kinds: `optimal` is the true chain; `judging`, `revising` and `revised` are
-    in `reflection`.
+    Kinds: `optimal` is the true chain; `judging`, `revising`, `revised` and
+    `comparing` are in `reflection`.
     """
     task.require_known("kind of demonstration", kind, self.demonstration_kinds)
     makers = {
@@ -246,6 +246,7 @@ class Arithmetic(reflection.Reflection):
       "judging": self.judging,
       "revising": self.revising,
       "revised": self.revised,
+      "comparing": self.comparing,
     }
     return makers[kind](rng, n)
 
@@ -270,12 +271,22 @@ class Arithmetic(reflection.Reflection):
       b = str(int(b) + 10 ** rng.integers(len(b)))
     result = _result(int(a), op, int(b))
     if fault != "operation":
-      slip = 10 ** int(rng.integers(len(str(abs(result)))))
-      result += slip if rng.random() < 0.5 else -slip
+      result = _slip(rng, result)
     wrong = f"{a} {op} {b} = {result}"
     terms, ops = problem.data["terms"], problem.data["ops"]
     rest = _lines(result, terms[place + 2 :], ops[place + 1 :])
     return "\n".join([*lines[:place], wrong, *rest])
+
+  def reworded(
+    self, rng: np.random.Generator, problem: Problem, solution: str
+  ) -> str:
+    """The chain again, half the time with a slip before its last line."""
+    *lines, last = solution.split("\n")
+    if lines and rng.random() < 0.5:
+      place = int(rng.integers(len(lines)))
+      head, result = lines[place].split(" = ")
+      lines[place] = f"{head} = {_slip(rng, int(result))}"
+    return "\n".join([*lines, last])
 
   def corpus(
     self, rng: np.random.Generator, n: int, kind: str | None = None
@@ -313,6 +324,12 @@ def _lines(total: int, terms: list[int], ops: list[str]) -> list[str]:
     before, total = total, _result(total, op, term)
     lines.append(f"{before} {op} {term} = {total}")
   return lines
+
+
+def _slip(rng: np.random.Generator, number: int) -> int:
+  """A number that differs by 1 in one of its places."""
+  slip = 10 ** int(rng.integers(len(str(abs(number)))))
+  return number + slip if rng.random() < 0.5 else number - slip
 
 
 def _result(a: int, op: str, b: int) -> int:

@@ -15,6 +15,7 @@ from o1jax.tasks import (
   numbers_faults,
   numbers_game,
   numbers_play,
+  numbers_rewording,
   numbers_text,
   reflection,
   task,
@@ -248,7 +249,7 @@ class NumbersTask(reflection.Reflection):
     sampled problem; `hindsight` is random play whose target is the number it
     reached, kept where that is a training target; `search_trace` is a solution
     with dead ends of random play before it and a `back` line after each;
-    `judging`, `revising` and `revised` are in `reflection`.
+    `judging`, `revising`, `revised` and `comparing` are in `reflection`.
     """
     task.require_known("kind of demonstration", kind, self.demonstration_kinds)
     makers = {
@@ -259,6 +260,7 @@ class NumbersTask(reflection.Reflection):
       "judging": self.judging,
       "revising": self.revising,
       "revised": self.revised,
+      "comparing": self.comparing,
     }
     return makers[kind](rng, n)
 
@@ -299,6 +301,41 @@ class NumbersTask(reflection.Reflection):
       )
       if not self.check(problem, text).is_correct:
         return text
+
+  def reworded(
+    self, rng: np.random.Generator, problem: Problem, solution: str
+  ) -> str:
+    """The play with its sums and products in another order, where it is one."""
+    numbers, _ = _content(problem)
+    text = numbers_rewording.reworded(
+      rng,
+      numbers,
+      solution,
+      integers_only=self.integers_only,
+      canonical=self.canonical_play,
+    )
+    # Where equal numbers are left it may be read as another play.
+    return text if self._say_the_same(problem, solution, text) else solution
+
+  def other_solution(
+    self, rng: np.random.Generator, problem: Problem, solution: str
+  ) -> str:
+    """A wrong solution, or a right one that says something else."""
+    if rng.random() < 0.5:
+      numbers, target = _content(problem)
+      numbers, _, choices = self._solve(
+        rng, np.array([numbers]), np.array([target])
+      )
+      (text,) = numbers_play.chosen_plays(
+        rng, numbers, choices, self.integers_only
+      )
+      if not self._say_the_same(problem, solution, text):
+        return self.reworded(rng, problem, text)
+    return self.wrong_solution(rng, problem, solution)
+
+  def _say_the_same(self, problem: Problem, first: str, second: str) -> bool:
+    answers = [self.check(problem, text).answer for text in (first, second)]
+    return answers[0] == answers[1]
 
   def _random_play(self, rng, n: int) -> list[tuple[Problem, str]]:
     (numbers,) = self._gather(

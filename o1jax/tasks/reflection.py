@@ -21,13 +21,28 @@ and then a new solution, which may be revised in its turn:
   3 * 2 = 6 (left: 7 6)
   7 + 6 = 13 (left: 13)
 
+A comparison follows two solutions, with a mark behind each, and asks whether
+the second says the same as the first. It writes down what each of them answers
+("none" where that cannot be read) and ends with the verdict:
+
+  3 + 7 = 10 (left: 2 10)
+  10 + 2 = 12 (left: 12)
+  and:
+  7 + 2 = 9 (left: 3 9)
+  9 + 3 = 12 (left: 12)
+  same:
+  2 + 3 + 7
+  2 + 3 + 7
+  yes
+
 So criticism is the last line but one of a judgement, and the first line after a
 revision mark; there, the policy may write it itself, or be given that of the
 checker (`feedback`). A mark is a whole line, and a solution by itself ends
 without a newline: `marked` joins the two.
 
 Self-Refine is Madaan et al., arXiv 2303.17651; solutions that are revised are
-the nodes of MCTSr, arXiv 2406.07394.
+the nodes of MCTSr, arXiv 2406.07394. What says the same is asked for semantic
+entropy, Kuhn et al., arXiv 2302.09664; see o1jax/entailment.py.
 """
 
 from typing import ClassVar
@@ -36,11 +51,13 @@ import numpy as np
 
 from o1jax.types import Problem, Verdict
 
-KINDS = ("judging", "revising", "revised")
+KINDS = ("judging", "revising", "revised", "comparing")
 # Share of judged solutions that are right; of revising texts with two
 # revisions; of those whose last revision finds a right solution and keeps it,
 # so that the mark alone does not say that something is wrong.
 _RIGHT, _TWICE, _KEPT = 0.5, 0.25, 0.25
+# Share of compared solutions whose second is the first in other words.
+_SAME = 0.5
 _MAX_CRITICISM = 80  # characters, whatever the solution is
 
 
@@ -52,11 +69,14 @@ def marked(text: str, mark: str) -> str:
 class Reflection:
   """Base of tasks whose solutions can be judged and revised in writing.
 
-  A subclass says how a solution is recomputed and how it goes wrong.
+  A subclass says how a solution is recomputed, how it goes wrong, and how it is
+  put in other words.
   """
 
   judge_mark: ClassVar[str] = "check:\n"
   revision_mark: ClassVar[str] = "again:\n"
+  other_mark: ClassVar[str] = "and:\n"
+  same_mark: ClassVar[str] = "same:\n"
   verdict_words: ClassVar[tuple[str, str]] = ("yes", "no")
 
   def check(self, problem: Problem, text: str) -> Verdict:
@@ -89,6 +109,18 @@ class Reflection:
     """Draws a wrong solution that begins like a right one."""
     raise NotImplementedError
 
+  def reworded(
+    self, rng: np.random.Generator, problem: Problem, solution: str
+  ) -> str:
+    """Draws a solution, right or wrong, that has the answer of another one."""
+    raise NotImplementedError
+
+  def other_solution(
+    self, rng: np.random.Generator, problem: Problem, solution: str
+  ) -> str:
+    """Draws a solution that, as a rule, has another answer."""
+    return self.wrong_solution(rng, problem, solution)
+
   def feedback(self, problem: Problem, text: str) -> str:
     """The checker's criticism of a solution, one line with its newline.
 
@@ -101,14 +133,17 @@ class Reflection:
     """The last solution of a text that may hold revisions and a judgement.
 
     It begins after the line of criticism that follows the last revision mark,
-    and ends before a judge mark. A text without marks is returned as it is;
-    never raises, whatever the text.
+    and ends before a judge mark, or the mark of another solution that it is
+    compared with. A text without marks is returned as it is; never raises,
+    whatever the text.
     """
     if not isinstance(text, str):
       return ""
     _, mark, after = f"\n{text}".rpartition(f"\n{self.revision_mark}")
     solution = after.partition("\n")[2] if mark else text
-    return f"\n{solution}".partition(f"\n{self.judge_mark}")[0][1:]
+    for end in (self.judge_mark, self.other_mark):
+      solution = f"\n{solution}".partition(f"\n{end}")[0][1:]
+    return solution
 
   def judging(
     self, rng: np.random.Generator, n: int
@@ -156,6 +191,32 @@ class Reflection:
         text = text.removesuffix(solution) + wrong
       pairs.append((problem, text))
     return pairs
+
+  def comparing(
+    self, rng: np.random.Generator, n: int
+  ) -> list[tuple[Problem, str]]:
+    """Pairs of solutions and their comparison; of about half it is yes."""
+    pairs = []
+    for problem, right in self.right_solutions(rng, n):
+      first = right
+      if rng.random() >= _RIGHT:
+        first = self.wrong_solution(rng, problem, right)
+      if rng.random() < _SAME:
+        second = self.reworded(rng, problem, first)
+      else:
+        second = self.other_solution(rng, problem, right)
+      both = [first, second]
+      rng.shuffle(both)
+      text = marked(marked(both[0], self.other_mark) + both[1], self.same_mark)
+      pairs.append((problem, text + self._comparison(problem, *both)))
+    return pairs
+
+  def _comparison(self, problem: Problem, first: str, second: str) -> str:
+    yes, no = self.verdict_words
+    answers = [self.check(problem, text).answer for text in (first, second)]
+    is_same = answers[0] is not None and answers[0] == answers[1]
+    lines = ["none" if answer is None else answer for answer in answers]
+    return "\n".join([*lines, yes if is_same else no])
 
   def _judgement(self, problem: Problem, solution: str) -> str:
     right, wrong = self.verdict_words

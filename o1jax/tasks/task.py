@@ -4,8 +4,8 @@ A task is a source of problems with checkable answers. It draws problems of two
 splits that share nothing, writes prompts, judges texts written by anybody, and
 writes demonstrations. `Task` below is the whole interface that search,
 learning and the commands use: to add a task, write one file with a class that
-has these methods, and name the class in `tasks/__init__.py`. The
-base class in `reflection` brings those for texts that judge and revise.
+has these methods, and name the class in `tasks/__init__.py`. The base class in
+`reflection` brings those for texts that judge, revise and compare.
 
 A task with an exact solver also has `solutions(problem)`, `can_reach(problem,
 prefix)` and `true_value(problem, prefix)`. They serve labels, demonstrations
@@ -44,9 +44,12 @@ class Task(Protocol):
       (Where equal numbers are left either may be used, which may show in the
       order of the others.) A line without the mark has no such part.
     judge_mark: a line that follows a solution where it is judged in writing.
-    revision_mark: a line that follows a solution where it is revised. Neither
-      mark stands in a solution; `reflection` has the forms of such texts.
-    verdict_words: the last line of a judgement, for right and for wrong.
+    revision_mark: a line that follows a solution where it is revised.
+    other_mark: a line between two solutions that are compared.
+    same_mark: a line that follows the second of them. No mark stands in a
+      solution; `reflection` has the forms of such texts.
+    verdict_words: the last line of a judgement, for right and for wrong, and of
+      a comparison, for the same and for another.
   """
 
   name: str
@@ -54,6 +57,8 @@ class Task(Protocol):
   consequence_mark: str
   judge_mark: str
   revision_mark: str
+  other_mark: str
+  same_mark: str
   verdict_words: tuple[str, str]
 
   def sample_problems(

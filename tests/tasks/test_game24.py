@@ -67,8 +67,8 @@ def test_demonstrations(integers_only):
     rate = success_rate(task, problems, map(task.final_solution, texts))
     if kind == "random_play":
       assert rate < 0.1
-    elif kind in ("judging", "revised"):
-      assert 0.2 < rate < 0.8  # Of what is judged or valued half is wrong.
+    elif kind in ("judging", "revised", "comparing"):
+      assert 0.2 < rate < 0.8  # Of what is judged, valued or compared.
     else:
       assert rate == 1.0
   with pytest.raises(ValueError, match="known: random_play, optimal, sea"):

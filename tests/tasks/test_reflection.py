@@ -1,5 +1,6 @@
 """Judgements and revisions of every task, against the checker and by hand."""
 
+import collections
 import operator
 import re
 from fractions import Fraction
@@ -131,18 +132,98 @@ def test_revised_answers_are_right_or_wrong(task):
   assert num_equal == num_right  # else nothing but the last answer changes
 
 
+def compared(task, count):
+  """`(problem, first, second, lines of the comparison)` of demonstrations."""
+  for problem, text in task.demonstrations("comparing", rng(), count):
+    first, mark, rest = text.partition("\nand:\n")
+    second, other_mark, comparison = rest.partition("\nsame:\n")
+    assert mark and other_mark and task.is_train(problem)
+    assert task.final_solution(text) == first
+    yield problem, first, second, comparison.split("\n")
+
+
+def symbolic(problem, solution, symbols):
+  """What a play makes of other numbers than its own, by its lines alone.
+
+  None where it is no whole play, or which number a line takes is not clear.
+  """
+  left = {
+    str(n): x for n, x in zip(problem.data["numbers"], symbols, strict=False)
+  }
+  for line in solution.split("\n"):
+    match = re.fullmatch(r"(\S+) (\S) (\S+) = (\S+) \(left: .*\)", line)
+    if match is None:
+      return None
+    a, op, b, result = match.groups()
+    if a not in left or b not in left or a == b:
+      return None
+    x, y = left.pop(a), left.pop(b)
+    if by_hand(line) != Fraction(result) or result in left:
+      return None
+    left[result] = OPERATIONS[op](x, y)
+  return next(iter(left.values())) if len(left) == 1 else None
+
+
+@pytest.mark.parametrize("name", ["countdown", "play", "four", "game24"])
+def test_plays_that_say_the_same_are_one_function_of_their_numbers(name):
+  task, clear, words = TASKS[name], [], []
+  for problem, first, second, (*answers, word) in compared(task, 400):
+    words.append(word)
+    assert answers == [
+      task.check(problem, one).answer or "none" for one in (first, second)
+    ]
+    numbers = problem.data["numbers"]
+    if len(set(numbers)) < len(numbers):
+      continue
+    symbols = [Fraction(n) for n in (1009, 7919, 104729, 15485863)]
+    found = [symbolic(problem, one, symbols) for one in (first, second)]
+    if None not in found:
+      clear.append((word == "yes", found[0] == found[1], first == second))
+  assert set(words) == {"yes", "no"} and 0.4 < words.count("yes") / 400 < 0.6
+  assert len(clear) > 100
+  # Equal values by signs alone, as of 3 - (2 - 7) * 4 and 3 + (7 - 2) * 4, are
+  # two forms where such steps are legal.
+  wrong = [said for said, is_equal, _ in clear if said != is_equal]
+  assert not any(wrong) and len(wrong) <= 3 * (name != "play")
+  assert sum(said and not is_copy for said, _, is_copy in clear) > 20
+
+
+def test_chains_that_say_the_same_end_at_one_number():
+  task, kinds = TASKS["arithmetic"], collections.Counter()
+  for problem, first, second, (*answers, word) in compared(task, 300):
+    kinds["right first"] += task.check(problem, first).is_correct
+    kinds["right second"] += task.check(problem, second).is_correct
+    assert answers == [one.split(" ")[-1] for one in (first, second)]
+    assert (word == "yes") == (answers[0] == answers[1])
+    kinds[word, first == second] += 1
+  assert min(kinds["yes", True], kinds["yes", False]) > 40
+  # The place of a solution says nothing of it.
+  assert abs(kinds["right first"] - kinds["right second"]) < 30
+  assert not kinds["no", True] and 100 < kinds["no", False] < 200
+
+
+@each_task
+def test_what_cannot_be_read_says_nothing(task):
+  words = [
+    (word, answers)
+    for _, _, _, (*answers, word) in compared(task, 200)
+    if "none" in answers
+  ]
+  assert all(word == "no" for word, _ in words)
+  has_unread = task.name != "arithmetic"  # there any last line is read
+  assert bool(words) == has_unread
+
+
 @each_task
 def test_marks_stand_in_no_other_text(task):
-  for kind in set(task.demonstration_kinds) - set(KINDS):
+  own = {"judging": ["check:"], "comparing": ["and:", "same:"]}
+  for kind in task.demonstration_kinds:
+    marks = own.get(kind, ["again:"] if kind in KINDS else [])
     for problem, text in task.demonstrations(kind, rng(), 50):
-      assert task.judge_mark not in f"{problem.prompt}{text}\n"
-      assert task.revision_mark not in f"{problem.prompt}{text}\n"
-      assert task.final_solution(text) == text
-  for kind in KINDS:
-    own = "check:\n" if kind == "judging" else "again:\n"
-    for _, text in task.demonstrations(kind, rng(), 50):
-      (other,) = {"check:\n", "again:\n"} - {own}
-      assert own in text and other not in text
+      lines = f"{problem.prompt}{text}".split("\n")
+      found = [line for line in lines if line.endswith(":")]
+      assert list(dict.fromkeys(found)) == marks
+      assert marks or task.final_solution(text) == text
 
 
 @each_task
@@ -223,6 +304,8 @@ def test_wrong_solutions_are_written_like_right_ones():
     ("say again:\nb\nc", "say again:\nb\nc"),
     ("a\ncheck:\nb\nno", "a"),
     ("check:\nb", ""),
+    ("a\nand:\nb\nsame:\nc\nyes", "a"),
+    ("and:\nb", ""),
     ("a\ncheck:\nb\nno\nagain:\nc\nd\ncheck:\n", "d"),
     (None, ""),
   ],
