@@ -98,16 +98,14 @@ def _broad(effort: int, num_steps: int) -> dict[str, Any]:
 
 
 def _layers(effort: int, num_steps: int) -> dict[str, Any]:
-  """A beam whose layers take the tokens, the best of the last one first.
-
-  The root is expanded once, so that equal first steps are merged.
-  """
-  width = 2 if effort < 16 else 4
-  num_expansions = 1 + width * (num_steps - 1)
+  """A beam whose layers take the tokens, the best of the last one first."""
+  # With few tokens a first layer as wide as the others would leave too little.
+  width, num_root_blocks = (2, 1) if effort < 16 else (4, 4)
+  num_expansions = num_root_blocks + width * (num_steps - 1)
   room = 1.25 * effort * num_steps
   return {
     "num_candidates": max(width, math.ceil(room / num_expansions)),
-    "options": {"width": width},
+    "options": {"width": width, "num_root_blocks": num_root_blocks},
   }
 
 
