@@ -65,21 +65,52 @@ def make_judgement(
       "guidance.self_evaluation: the task has no judge mark, so that nothing "
       "taught its policy to judge; set it to 0"
     )
+  return judgement_behind(
+    tokenizer,
+    judge_mark,
+    verdict_words,
+    max_tokens=lengths.step_tokens * (lengths.num_steps + 1) + 1,
+    asker="guidance.self_evaluation",
+    kind="judging",
+  )
+
+
+def judgement_behind(
+  tokenizer: Tokenizer,
+  mark: str,
+  verdict_words: tuple[str, str],
+  *,
+  max_tokens: int,
+  asker: str,
+  kind: str,
+) -> Judgement:
+  """What is written behind a mark, up to a verdict.
+
+  Args:
+    tokenizer: the policy's.
+    mark: of the task, a line.
+    verdict_words: of the task.
+    max_tokens: most tokens behind the mark.
+    asker: who reads it, for the error.
+    kind: of the rows that teach it.
+
+  Raises:
+    ValueError: the verdicts are not one token each.
+  """
   encoded = [tokenizer.encode(word) for word in verdict_words]
   for word, tokens in zip(verdict_words, encoded, strict=True):
     if len(tokens) != 1:
       raise ValueError(
-        f"guidance.self_evaluation: the verdict {word!r} has {len(tokens)} "
-        "tokens and must have 1; train the policy with rows.judging above 0, "
-        "or set it to 0"
+        f"{asker}: the verdict {word!r} has {len(tokens)} tokens and must "
+        f"have 1; train the policy with rows.{kind} above 0, or do without it"
       )
-  mark = tuple(tokenizer.encode(f"\n{judge_mark}"))
+  ids = tuple(tokenizer.encode(f"\n{mark}"))
   (right,), (wrong,) = encoded
   return Judgement(
-    mark=mark,
+    mark=ids,
     verdicts=(right, wrong),
     newline_id=tokenizer.newline_id,
-    max_tokens=len(mark) + lengths.step_tokens * (lengths.num_steps + 1) + 1,
+    max_tokens=len(ids) + max_tokens,
   )
 
 

@@ -116,7 +116,8 @@ class Solver:
         outcome and process rewards do: texts are whole solutions and
         beginnings of them.
       classes_fn: `(problem, solutions) -> labels`, the classes of semantic
-        entropy; None for the task's answers.
+        entropy, such as `entailment.policy_classes`; None for the task's
+        answers.
       num_workers: processes to check in; 0 checks in this one. With processes
         a batch is searched as two halves, where these divide over the mesh:
         the device works on one while the texts of the other are checked.

@@ -22,7 +22,7 @@ FLOORS = (
   "types mesh metrics checkpoint config jsonl records drawing calibration",
   "tasks policy reward search learning experience",
   "encoding legal_play step_shape node_store candidates self_evaluation "
-  "step_model",
+  "entailment step_model",
   "combinations searched answering feedback judging solver allocation "
   "evaluation report tree_drawing rows build load studies",
   "iterate",
