@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import gc
 import json
 import math
 import shutil
 import subprocess
 import sys
+import weakref
 from types import SimpleNamespace
 
 import jax
@@ -331,7 +333,6 @@ def test_a_search_is_compiled_once_for_all_seeds(trained, small, tmp_path):
       **small,
     )
   # Greedy; best-of-N with either reward; what measures the budget.
-  assert len(made) == 4
   sizes = [[n for s, n in calls if s is one] for one in {s for s, _ in calls}]
   assert sorted(sizes) == [[1, 6], [1, 6], [1, 6, 6], [1, 6, 6]]
   # Four problems at a time, as the config says; never more than are needed.
@@ -350,6 +351,16 @@ def test_a_search_is_compiled_once_for_all_seeds(trained, small, tmp_path):
     **small,
   )
   assert again == table == (folder / "table.md").read_text()
+
+
+def test_only_the_last_search_is_kept(trained):
+  context = Context(trained, trained.task.heldout_problems(PROBLEMS))
+  options = {"strategy": "best_of_n", "reward": "value", "num_candidates": 2}
+  first = weakref.ref(context.solver(options))
+  assert context.solver(dict(options)) is first()
+  context.solver({**options, "num_candidates": 3})
+  gc.collect()
+  assert first() is None
 
 
 def test_a_cell_measures_what_the_search_answers(trained, toy_context):

@@ -1,5 +1,6 @@
 """What the cells of a study share: policy, problems, compiled searches."""
 
+import gc
 import hashlib
 import json
 import math
@@ -24,7 +25,10 @@ _GROUPS = ("task", "network", "lengths")
 
 
 class Context:
-  """A trained policy on fixed problems; a search is compiled once.
+  """A trained policy on fixed problems, and the search that was used last.
+
+  One search is kept and the one before it freed, compiled programs included:
+  those of a whole study take more memory mappings than Linux allows a process.
 
   Attributes:
     trained: the policy.
@@ -59,13 +63,13 @@ class Context:
     ways = mesh_lib.batch_ways(trained.mesh)
     needed = ways * math.ceil(len(problems) / ways)
     self._batch_size = min(self.evaluation["batch_size"], needed)
-    self._solvers: dict[str, Solver] = {}
-    self._warm: set[str] = set()
+    self._solver: tuple[str, Solver] | None = None
+    self._is_warm = False
     self._solution_tokens: dict[int, float] = {}
     self._last: tuple[Any, Any] = (None, None)
 
   def solver(self, options: Mapping[str, Any]) -> Solver:
-    """The search of these options, made once.
+    """The search of these options, the last one where they are the same.
 
     Args:
       options: of `Solver`, without policy, task, mesh and batch size.
@@ -74,16 +78,18 @@ class Context:
       ValueError: an unknown option, or options that do not fit.
     """
     key = _text_of(options)
-    if key not in self._solvers:
+    if self._solver is None or self._solver[0] != key:
+      self.close()
       trained = self.trained
-      self._solvers[key] = Solver(
+      solver = Solver(
         trained.policy,
         task=trained.task,
         mesh=trained.mesh,
         batch_size=self._batch_size,
         **options,
       )
-    return self._solvers[key]
+      self._solver, self._is_warm = (key, solver), False
+    return self._solver[1]
 
   def search(
     self, options: Mapping[str, Any], seed: int
@@ -96,9 +102,9 @@ class Context:
     key = (_text_of(options), seed)
     if key != self._last[0]:
       solver, params = self.solver(options), self.trained.params
-      if key[0] not in self._warm:
+      if not self._is_warm:
         solver(params, jax.random.key(seed), self.problems[:1])
-        self._warm.add(key[0])
+        self._is_warm = True
       start = time.monotonic()
       searched = solver(params, jax.random.key(seed), self.problems)
       self._last = (key, (searched, time.monotonic() - start))
@@ -146,9 +152,13 @@ class Context:
     }
 
   def close(self) -> None:
-    """Ends the processes that check."""
-    for solver in self._solvers.values():
-      solver.close()
+    """Ends the processes that check, and frees the last search."""
+    if self._solver is not None:
+      self._solver[1].close()
+      self._solver = None
+      if self._is_warm:
+        # A search and what is compiled of it stand in cycles.
+        gc.collect()
 
 
 class TaskContext:

@@ -88,6 +88,9 @@ def run(
     ][:max_cells]
     for i in missing:
       study.check(context, cells[i])
+  # Seeds of one setting one after another: they share what is compiled.
+  settings = [{**cell, "seed": None} for cell in cells]
+  missing.sort(key=lambda i: settings.index(settings[i]))
   folder.mkdir(parents=True, exist_ok=True)
   for i in metrics.progress(missing, f"study {study.name}", len(missing)):
     _write(*places[i], study.measure(context, cells[i]))
