@@ -19,12 +19,13 @@ best-of-N 21 different ones. Other keys of the search gave 76% to 86% of 256
 problems. Without widening (four candidates a node) MCTS was at 40% and 58%.
 
 `:reflection` is a shorter run with fewer rows of play, and with rows in which
-solutions are judged and revised: for strategies that revise, and for the
-guidance self_evaluation. It has not been run to its end: after 6 of its 18
-iterations (1,600 updates, one seed; greedy 10%) the policy knew the forms and
-little more. On 256 held-out problems, of solutions drawn at temperature 1, it
-called 58 of 58 right ones right and 98 of 966 wrong ones wrong (AUROC 0.60);
-and of first answers
+solutions are judged, compared and revised: for strategies that revise, and for
+self_evaluation and semantic_entropy_by_policy in the study guidance. It has not
+been run to its end, and so far without rows of comparing (8 of judging in place
+of 4 of each): after 6 of its 18 iterations (1,600 updates, one seed; greedy
+10%) the policy knew the forms and little more. On 256 held-out problems, of
+solutions drawn at temperature 1, it called 58 of 58 right ones right and 98 of
+966 wrong ones wrong (AUROC 0.60); and of first answers
 
   that were           wrong, became right   right, became wrong
   own criticism       5 of 242              5 of 14
@@ -187,17 +188,19 @@ def get_config(arg=None):
   config.checkpoint.num_samples = 50  # solutions written an iteration
 
   if arg == "reflection":
-    # Judgements and revisions are three times as long as solutions.
+    # Judgements, comparisons and revisions are three times as long as others.
     config.num_iterations = 16
-    config.lengths.reflection_tokens = 132  # rows of the last three kinds below
+    config.lengths.reflection_tokens = 132  # of such rows
     config.initialize.rows.random_play = 44
-    config.initialize.rows.judging = 8
+    config.initialize.rows.judging = 4
     config.initialize.rows.revising = 8
+    config.initialize.rows.comparing = 4
     config.learn.rows.hindsight_play = 30
     config.learn.rows.consequences = 4
-    config.learn.rows.judging = 8
+    config.learn.rows.judging = 4
     config.learn.rows.revising = 8
     config.learn.rows.revised = 6
+    config.learn.rows.comparing = 4
     config.evaluation.interval = 0
     config.evaluation.strategies = ("majority_vote", "best_of_n")
     config.evaluation.efforts = (8,)

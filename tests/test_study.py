@@ -491,6 +491,12 @@ def found(text, log_probs, outcome, is_finished=True):
   )
 
 
+def entropy(counts):
+  """Of classes of these sizes, over its most."""
+  shares = np.array(counts) / sum(counts)
+  return -(shares @ np.log(shares)) / math.log(sum(counts))
+
+
 def test_guidances_are_what_their_names_say():
   problem = Problem("p", "toy", "", {})
   solutions = [
@@ -498,13 +504,16 @@ def test_guidances_are_what_their_names_say():
     found("b", [-0.5], 0.4),
     found("a ", [-2.0, -2.0], 0.1),
     found("none", [-0.25], 0.8),
-    found("b", [-9.0], 0.7, is_finished=False),
+    found("cut", [-9.0], 0.7, is_finished=False),
   ]
   answers = ["a", "b", "a", None, None]
   verdicts = [Verdict(True, "", answer) for answer in answers]
   task = SimpleNamespace(heuristic=lambda problem, text: len(text) / 10)
+  finished = ["a", "b", "a ", "none"]
   context = SimpleNamespace(
-    judge=lambda searched: verdicts, trained=SimpleNamespace(task=task)
+    judge=lambda searched: verdicts,
+    trained=SimpleNamespace(task=task),
+    classes_fn=lambda problem, texts: [finished.index(t) == 1 for t in texts],
   )
   solutions = [
     dataclasses.replace(solution, path=(i, i + 1))
@@ -521,7 +530,9 @@ def test_guidances_are_what_their_names_say():
     "least_log_prob": np.exp([-3, -0.5, -2, -0.25, -9]),
     "self_consistency": [0.5, 0.25, 0.5, 0, 0],
     "weighted_consistency": [1 / 2.2, 0.4 / 2.2, 1 / 2.2, 0, 0],
-    "heuristic": [0.1, 0.1, 0.2, 0.4, 0.1],
+    "semantic_entropy": [1 - entropy([2, 1, 1, 1])] * 5,
+    "semantic_entropy_by_policy": [1 - entropy([3, 1, 1])] * 5,
+    "heuristic": [0.1, 0.1, 0.2, 0.4, 0.3],
     "value_min": [0.4, 0.4, 0.2, 0.1, 0.1],
     "value_product": [0.2, 0.32, 0.16, 0.02, 0.06],
     "value_mean": [0.45, 0.6, 0.5, 0.15, 0.35],
@@ -582,7 +593,8 @@ def test_guidances_share_their_searches(toy_context, monkeypatch):
   monkeypatch.setattr(guidance, "NUM_SOLUTIONS", 2)
   cells = guidance.make_cells(toy_context, 1)
   results = [guidance.measure(toy_context, cell) for cell in cells]
-  names = set(guidance.GUIDANCES) - {"self_evaluation"}
+  taught = {"self_evaluation", "semantic_entropy_by_policy"}
+  names = set(guidance.GUIDANCES) - taught
   assert {cell["guidance"] for cell in cells} == names and len(calls) == 2
   for cell, result in zip(cells, results, strict=True):
     searched, _ = toy_context.search(guidance._options(cell), 0)
@@ -601,28 +613,52 @@ def test_guidances_share_their_searches(toy_context, monkeypatch):
   assert max(len(s.path) for one in searched for s in one.solutions) > 1
 
 
-def test_a_policy_that_can_judge_scores_the_same_solutions(
+def test_a_policy_that_was_taught_more_scores_the_same_solutions(
   trained, monkeypatch
 ):
   class Curt(ToyTask):
     verdict_words = ("1", "2")  # which the tiny policy likes
 
   task = Curt(num_numbers=3, min_number=1, max_number=9)
+  config = tiny_config()
+  with config.unlocked():
+    config.learn.rows.comparing = 2
   context = Context(
-    dataclasses.replace(trained, task=task), task.heldout_problems(2)
+    dataclasses.replace(trained, task=task, config=config),
+    task.heldout_problems(2),
   )
   monkeypatch.setattr(guidance, "NUM_SOLUTIONS", 2)
   cells = guidance.make_cells(context, 1)
   assert [cell["guidance"] for cell in cells] == list(guidance.GUIDANCES)
-  by_value, by_judgement = (
+  by_value, by_classes, by_judgement = (
     guidance.measure(context, cell)
     for cell in cells
-    if cell["guidance"] in ("value", "self_evaluation")
+    if cell["guidance"]
+    in ("value", "semantic_entropy_by_policy", "self_evaluation")
   )
   for name in ("problem", "is_correct"):
-    assert by_value[name] == by_judgement[name]
+    assert by_value[name] == by_judgement[name] == by_classes[name]
   assert by_value["scores"] != by_judgement["scores"]
   assert all(0 <= score <= 1 for score in by_judgement["scores"])
+  # Of two solutions, which are of one class or of two.
+  assert set(by_classes["scores"]) <= {0.0, 1.0}
+
+
+def test_a_policy_without_words_to_compare_is_refused(trained):
+  config = tiny_config()
+  with config.unlocked():
+    config.learn.rows.comparing = 2
+  context = Context(
+    dataclasses.replace(trained, config=config),
+    trained.task.heldout_problems(1),
+  )
+  (cell,) = (
+    cell
+    for cell in guidance.make_cells(context, 1)
+    if cell["guidance"] == "semantic_entropy_by_policy"
+  )
+  with pytest.raises(ValueError, match="entailment: the verdict 'yes' has"):
+    guidance.check(context, cell)
 
 
 # The study of random legal play.

@@ -12,10 +12,10 @@ is over the others:
                     included, that have its answer; of an unfinished one the
                     share of the commonest answer among its rollouts, None
                     without rollouts (Wang et al., arXiv 2203.11171)
-  semantic_entropy  1 - H / log M for the classes of the final answers of M
-                    rollouts; None of a finished solution, which has none
-                    (Kuhn et al., arXiv 2302.09664; Farquhar et al., Nature
-                    2024)
+  semantic_entropy  1 - H / log M for the classes of M rollouts: those of their
+                    final answers, or of `classes_fn`; None of a finished
+                    solution, which has none (Kuhn et al., arXiv 2302.09664;
+                    Farquhar et al., Nature 2024)
 
 Scores are in [0, 1], higher for better. Solutions that were cut off have no
 answer: the device gives them its lowest score, and rollouts that were cut off

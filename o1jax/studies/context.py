@@ -1,5 +1,6 @@
 """What the cells of a study share: policy, problems, compiled searches."""
 
+import functools
 import gc
 import hashlib
 import json
@@ -14,7 +15,9 @@ import numpy as np
 from o1jax import build, config, jsonl, load
 from o1jax import mesh as mesh_lib
 from o1jax.encoding import encode_problems
+from o1jax.entailment import policy_classes
 from o1jax.reward.outcome import Verifier
+from o1jax.search.host_guidance import Classes
 from o1jax.searched import Searched
 from o1jax.solver import Solver
 from o1jax.tasks.task import Task
@@ -126,6 +129,16 @@ class Context:
       spent = [one.cost["generated_tokens"] for one in searched]
       self._solution_tokens[num_solutions] = np.mean(spent) / num_solutions
     return float(self._solution_tokens[num_solutions])
+
+  @functools.cached_property
+  def classes_fn(self) -> Classes:
+    """Classes of solutions by what the policy says of them.
+
+    Raises:
+      ValueError: it has no words for that, see `entailment`.
+    """
+    trained = self.trained
+    return policy_classes(trained.policy, trained.params, trained.task)
 
   def was_taught(self, kind: str) -> bool:
     """Whether the run's config has rows of that kind, see `rows`."""

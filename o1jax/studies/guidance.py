@@ -13,13 +13,14 @@ read the answers of the context's verdicts, not whether they are right.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from o1jax import calibration, drawing
 from o1jax.answering import folded_score
+from o1jax.search.host_guidance import class_entropy
 from o1jax.searched import Searched
 from o1jax.studies.context import Context
 from o1jax.studies.study import (
@@ -123,6 +124,33 @@ def _answer_share(context, searched, weights) -> np.ndarray:
   return np.minimum(np.array(shares, float), 1.0)
 
 
+def semantic_entropy(context: Context, searched: Searched) -> np.ndarray:
+  """How far the solutions of a problem have one answer, the same for them all.
+
+  Farquhar et al., Nature 2024; see search/host_guidance.py.
+  """
+  return _agreement([verdict.answer for verdict in context.judge(searched)])
+
+
+def semantic_entropy_by_policy(
+  context: Context, searched: Searched
+) -> np.ndarray:
+  """The same with the classes of entailment asked of the policy."""
+  finished = [s.text for s in searched.solutions if s.is_finished]
+  labels = iter(context.classes_fn(searched.problem, finished))
+  return _agreement(
+    [next(labels) if s.is_finished else None for s in searched.solutions]
+  )
+
+
+def _agreement(labels: Sequence[Hashable | None]) -> np.ndarray:
+  """1 - H / log M, once for each of M solutions."""
+  size = len(labels)
+  if size < 2:
+    return np.ones(size)
+  return np.full(size, 1.0 - class_entropy(labels, size) / math.log(size))
+
+
 # A further guidance is a function of the same signature, named here.
 GUIDANCES: Mapping[str, Guidance] = {
   "value": value,
@@ -131,6 +159,8 @@ GUIDANCES: Mapping[str, Guidance] = {
   "least_log_prob": least_log_prob,
   "self_consistency": self_consistency,
   "weighted_consistency": weighted_consistency,
+  "semantic_entropy": semantic_entropy,
+  "semantic_entropy_by_policy": semantic_entropy_by_policy,
   "heuristic": heuristic,
   "self_evaluation": self_evaluation,
   "value_min": value_min,
@@ -145,9 +175,11 @@ OF_STEPS = ("value_min", "value_product", "value_mean")
 def make_cells(context: Context, num_seeds: int) -> list[Cell]:
   """Every guidance on the same solutions, which differ by seed.
 
-  A policy that was not taught to judge is not asked to.
+  A policy that was not taught to judge, or to compare, is not asked to.
   """
   names = list(GUIDANCES)
+  if not context.was_taught("comparing"):
+    names.remove("semantic_entropy_by_policy")
   if not _can_judge(context):
     names.remove("self_evaluation")
   return [
@@ -183,7 +215,9 @@ def _can_judge(context: Context) -> bool:
 
 
 def check(context: Context, cell: Cell) -> None:
-  """Refuses options that `Solver` refuses."""
+  """Refuses options that `Solver` refuses, and a policy that has no words."""
+  if cell["guidance"] == "semantic_entropy_by_policy":
+    _ = context.classes_fn
   context.solver(_options(cell))
 
 
