@@ -40,6 +40,8 @@ _MAX_KNOWN = 100_000
 def policy_classes(policy: Policy, params: Params, task: Task) -> Classes:
   """Classes of solutions by what a policy says, for `Solver(classes_fn=...)`.
 
+  What it writes for that is not counted among the tokens of a search.
+
   Raises:
     ValueError: as `Asker`.
   """
