@@ -7,6 +7,7 @@ texts whatever the order of the work.
 """
 
 import concurrent.futures
+import itertools
 import math
 import multiprocessing
 from collections.abc import Callable, Sequence
@@ -91,7 +92,7 @@ class Verifier:
   def _remember(self, fresh):
     self._verdicts.update(fresh)
     num_extra = len(self._verdicts) - self._max_verdicts
-    for key in list(self._verdicts)[: max(num_extra, 0)]:
+    for key in list(itertools.islice(self._verdicts, max(num_extra, 0))):
       del self._verdicts[key]
 
   def _check_all(self, pairs):
