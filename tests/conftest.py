@@ -33,6 +33,18 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+@pytest.fixture(scope="module")
+def quick_programs(request):
+  """For modules that compile more than they compute: XLA optimizes little.
+
+  Only without the long oracles: `bash test.sh --all` compiles as users do.
+  """
+  is_quick = request.config.option.markexpr == "not slow"
+  jax.config.update("jax_disable_most_optimizations", is_quick)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> pathlib.Path:
   """The folder of external data named by O1JAX_TEST_DATA."""

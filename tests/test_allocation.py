@@ -14,6 +14,8 @@ from o1jax.searched import FoundSolution, Searched
 from o1jax.types import Verdict
 from policies import ToyTask, tiny_params, tiny_policy
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 TASK = ToyTask(num_numbers=3, min_number=1, max_number=9)
 PROBLEMS = TASK.heldout_problems(8)
 TOKENS = 10  # of a solution of the solver below

@@ -13,6 +13,8 @@ from o1jax.evaluation import strategy_options
 from o1jax.solver import Solver
 from policies import ToyTask, tiny_params, tiny_policy
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 TASK = ToyTask(num_numbers=3, min_number=1, max_number=9)
 PROBLEMS = TASK.sample_problems(np.random.default_rng(0), 6)
 

@@ -25,6 +25,8 @@ from o1jax.combinations import (
 from o1jax.solver import Solver
 from policies import LENGTHS, ToyTask, tiny_params, tiny_policy
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 BATCH, NUM_REVISIONS, NUM_DEVICES = 8, 2, 8
 TASK = ToyTask(num_numbers=3, min_number=1, max_number=9)
 PROBLEMS = TASK.sample_problems(np.random.default_rng(5), BATCH)
@@ -85,8 +87,9 @@ def all_cells():
 
 # Programs of others, or nearly so.
 SLOW = ("majority_vote", "mcts", "mcts-uct", "beam", "breadth_first")
+SLOW += ("a_star", "depth_first")
 SLOW_ON_EIGHT = (*SLOW, "greedy", "mctsr", "mcts-rollouts", "dvts", "treebon")
-SLOW_ON_EIGHT += ("a_star", "depth_first", "reroot", "best_first")
+SLOW_ON_EIGHT += ("reroot", "best_first", "best_of_n")
 
 
 def every_cell(slow):

@@ -15,6 +15,8 @@ from o1jax.search.tree import ROOT
 from o1jax.solver import Solver
 from policies import ToyTask, tiny_params, tiny_policy
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 BATCH, EFFORT = 4, 12
 STRATEGIES = ("revision", "mctsr")
 
@@ -43,12 +45,12 @@ def opening():
 
 
 @functools.cache
-def searched(strategy, memory="tree", reward="value", alone=None):
+def solver(strategy, memory, reward):
   budget = strategy_options(strategy, EFFORT, 1, 1, {"feedback": "checker"})
-  solver = Solver(
+  return Solver(
     policy(),
     strategy=strategy,
-    batch_size=2 if alone is not None else BATCH,
+    batch_size=BATCH,
     mesh=mesh_lib.make_mesh({"data": 2}),
     task=TASK,
     reward=reward,
@@ -57,8 +59,13 @@ def searched(strategy, memory="tree", reward="value", alone=None):
     memory=memory,
     **budget,
   )
+
+
+@functools.cache
+def searched(strategy, memory="tree", reward="value", alone=None):
   problems = PROBLEMS if alone is None else [PROBLEMS[alone]]
-  return solver(tiny_params(), jax.random.key(2), problems)
+  search = solver(strategy, memory, reward)
+  return search(tiny_params(), jax.random.key(2), problems)
 
 
 def paths(one):

@@ -14,6 +14,8 @@ from o1jax.search.driver import run_on_device
 from o1jax.search.strategies import make_strategy
 from o1jax.tasks import make_task, numbers_game
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 RULES = (False, True)
 # Equal numbers, zero as a result, fractions, no solution by whole numbers.
 GAMES = ((3, 8, 3, 8), (1, 5, 5, 5), (6, 6, 6, 6), (1, 3, 4, 6), (2, 2, 7, 13))

@@ -19,6 +19,8 @@ from o1jax.search.host_guidance import HOST_GUIDANCES
 from o1jax.solver import Solver
 from policies import ToyTask, tiny_params, tiny_policy
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 EFFORT, BATCH = 4, 4
 
 

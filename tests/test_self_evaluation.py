@@ -15,6 +15,8 @@ from o1jax.self_evaluation import UNDECIDED, Judgement, judge, make_judgement
 from o1jax.solver import Solver
 from policies import ToyTask, countdown, tiny_policy
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 ROOM = 6  # tokens of a judgement behind its mark
 PIECES = ("1", "2", "+", "\n")
 
@@ -197,24 +199,21 @@ def value_of(problem, tokens):
 
 
 def test_whole_solutions_are_scored_by_their_judgements():
-  scores, both = [], {"value": 1.0, "self_evaluation": 3.0}
-  alone = search("best_of_n", {"self_evaluation": 1.0})
-  mixed = search("best_of_n", both)
-  for one, other in zip(alone, mixed, strict=True):
+  """With the value beside them; below they are alone."""
+  scores = []
+  for one in search("best_of_n", {"value": 1.0, "self_evaluation": 3.0}):
     spent = 0
-    for solution, again in zip(one.solutions, other.solutions, strict=True):
+    for solution in one.solutions:
       spent += len(solution.tokens)
-      assert solution.text == again.text
       if not solution.is_finished:
         assert solution.outcome == 0
         continue
       score, count = judged(one.problem, solution)
       spent += count
       scores.append(score)
-      np.testing.assert_allclose(solution.outcome, score, atol=1e-5)
       value = value_of(one.problem, solution.tokens.tolist())
       expected = 0.25 * value + 0.75 * score
-      np.testing.assert_allclose(again.outcome, expected, atol=1e-5)
+      np.testing.assert_allclose(solution.outcome, expected, atol=1e-5)
     assert one.cost["generated_tokens"] == spent
   assert UNDECIDED in scores and len(set(scores)) > 3
 

@@ -25,6 +25,8 @@ from o1jax.step_model import make_step_model
 from o1jax.step_shape import StepShape
 from o1jax.types import ProblemBatch
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 VOCAB, PAD, EOS, STOP = 6, 0, 1, 2
 B, S, K, MANY = 2, 4, 2, 4096
 CONFIG = TransformerConfig(
@@ -45,9 +47,6 @@ PROBLEMS = ProblemBatch(
 STEPS = StepShape(max_step_tokens=S, max_depth=3, stop_ids=(STOP,))
 REVISIONS = StepShape(max_step_tokens=S + 2, max_depth=3, opening=(4, STOP))
 GREEDY = make_controls(temperature=0.0)
-fast_jit = functools.partial(
-  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 
 
 @functools.cache
@@ -80,7 +79,7 @@ def expanded(num_proposals=K, draft="ngram", shape=STEPS, **options):
     **options,
   )
 
-  @fast_jit
+  @jax.jit
   def expand(params, keys, node, first_child, store):
     request = Request(
       node=jnp.broadcast_to(node, (B, 1)),
@@ -91,7 +90,7 @@ def expanded(num_proposals=K, draft="ngram", shape=STEPS, **options):
     return model.step_fn(params, keys, request, store)
 
   capacity = 1 + 2 * num_candidates
-  root = fast_jit(functools.partial(model.root_fn, capacity=capacity))
+  root = jax.jit(functools.partial(model.root_fn, capacity=capacity))
   _, _, store = root(params(), PROBLEMS)
   for node, first_child in ((0, 1), (1, 1 + num_candidates)):
     keys = jax.random.split(jax.random.key(node + 8), (B, 1))

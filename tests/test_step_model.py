@@ -23,6 +23,8 @@ from o1jax.step_shape import StepShape
 from o1jax.types import ProblemBatch
 from policies import drawn_anew
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 VOCAB, PAD, EOS, STOPS = 11, 0, 1, (2, 3)
 B, A, P, S, DEPTH, M = 3, 3, 5, 4, 3, 2
 TEMPERATURE, TOP_P, ROLLOUT_WEIGHT = 0.8, 0.9, 0.4
@@ -671,7 +673,10 @@ def token_tree(num_candidates, guidance=None, depth=3):
   )
 
 
-@pytest.mark.parametrize("name", ["confidence", "certainty"])
+@pytest.mark.parametrize(
+  "name",
+  ["confidence", pytest.param("certainty", marks=pytest.mark.slow)],
+)
 def test_enumerated_tokens_count_for_guidance(name):
   search = run_on_device(token_tree(2, {name: 1.0}, depth=2))
   tree = search(params(), jax.random.key(6), PROBLEMS).tree
@@ -762,7 +767,10 @@ def revised(memory):
   return run_on_device(strategy)(params(), jax.random.key(8), PROBLEMS)
 
 
-@pytest.mark.parametrize("memory", ["tree", "tokens"])
+# The tokens memory revises in test_battery.py too.
+@pytest.mark.parametrize(
+  "memory", ["tree", pytest.param("tokens", marks=pytest.mark.slow)]
+)
 def test_a_revision_is_read_behind_its_answer_without_the_end_mark(memory):
   state = revised(memory)
   store = jax.tree.map(np.asarray, state.node_state.replace(prompt=None))
@@ -802,6 +810,7 @@ def test_a_revision_is_read_behind_its_answer_without_the_end_mark(memory):
       assert score == pytest.approx(float(values[i, len(text) - 1]), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_both_memories_revise_alike():
   whole, again = revised("tree"), revised("tokens")
   for name in ("tokens", "lengths", "is_finished"):

@@ -38,7 +38,11 @@ from policies import (
   tiny_workdir,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 PROBLEMS = 6
+# The same wherever solutions are sampled, so that they are compiled once.
+NUM_SOLUTIONS = search.NUM_MEASURED
 
 
 # Cells kept by content.
@@ -221,8 +225,8 @@ def toy_context(trained):
 
 @pytest.fixture
 def small(monkeypatch):
-  """One budget, two seeds."""
-  monkeypatch.setattr(search, "EFFORTS", (2,))
+  """One budget, that of the solutions that measure it; two seeds."""
+  monkeypatch.setattr(search, "EFFORTS", (NUM_SOLUTIONS,))
   return dict(num_seeds=2)
 
 
@@ -268,11 +272,10 @@ def test_a_policy_that_was_taught_revising_is_compared_by_it(trained):
 
 
 def test_a_budget_is_the_tokens_of_so_many_solutions(trained, toy_context):
-  num_solutions = search.NUM_MEASURED
   solver = Solver(
     trained.policy,
     strategy="best_of_n",
-    num_candidates=num_solutions,
+    num_candidates=NUM_SOLUTIONS,
     batch_size=4,
     mesh=trained.mesh,
     task=trained.task,
@@ -280,9 +283,9 @@ def test_a_budget_is_the_tokens_of_so_many_solutions(trained, toy_context):
   problems = list(toy_context.problems)
   searches = solver(trained.params, jax.random.key(0), problems)
   lengths = [len(s.tokens) for one in searches for s in one.solutions]
-  assert len(lengths) == PROBLEMS * num_solutions
+  assert len(lengths) == PROBLEMS * NUM_SOLUTIONS
   mean = np.mean(lengths)
-  assert toy_context.tokens_per_solution(num_solutions) == pytest.approx(mean)
+  assert toy_context.tokens_per_solution(NUM_SOLUTIONS) == pytest.approx(mean)
   cells = {
     cell["name"]: cell
     for cell in search.make_cells(toy_context, 1)
@@ -332,9 +335,9 @@ def test_a_search_is_compiled_once_for_all_seeds(trained, small, tmp_path):
       only=["name=best_of_n", "name=greedy"],
       **small,
     )
-  # Greedy; best-of-N with either reward; what measures the budget.
+  # Greedy; best-of-N with either reward, of which one measures the budget.
   sizes = [[n for s, n in calls if s is one] for one in {s for s, _ in calls}]
-  assert sorted(sizes) == [[1, 6], [1, 6], [1, 6, 6], [1, 6, 6]]
+  assert sorted(sizes) == [[1, 6], [1, 6, 6], [1, 6, 6]]
   # Four problems at a time, as the config says; never more than are needed.
   assert {options["batch_size"] for options in made} == {4}
   # Majority vote, and the trees with either reward, with two seeds.
@@ -363,15 +366,16 @@ def test_only_the_last_search_is_kept(trained):
   assert first() is None
 
 
-def test_a_cell_measures_what_the_search_answers(trained, toy_context):
-  cell = {"name": "any", "effort": 2, "seed": 5, "reward": "checker"}
-  cell |= {"strategy": "best_of_n", "num_candidates": 2, "temperature": 1.0}
+@pytest.mark.parametrize("reward", search.REWARDS)
+def test_a_cell_measures_what_the_search_answers(trained, toy_context, reward):
+  cell = {"name": "any", "effort": 2, "seed": 5, "reward": reward}
+  size = {"strategy": "best_of_n", "num_candidates": NUM_SOLUTIONS}
+  cell |= {**size, "temperature": 1.0}
   found = search.measure(toy_context, cell)
   solver = Solver(
     trained.policy,
-    strategy="best_of_n",
-    num_candidates=2,
-    reward="checker",
+    **size,
+    reward=reward,
     batch_size=4,
     mesh=trained.mesh,
     task=trained.task,
@@ -388,6 +392,8 @@ def test_a_cell_measures_what_the_search_answers(trained, toy_context):
     selected.append(one.selected is not None and right[one.selected])
     covered.append(any(right))
   assert found["selected"] == selected and found["covered"] == covered
+  # The checker tells which one is right, a value may be wrong.
+  assert (selected == covered) == (reward == "checker")
   assert 0 < sum(selected)
   for name in ("generated_tokens", "verifier_requests", "verifier_distinct"):
     assert found[name] == [one.cost[name] for one in searches]
@@ -590,7 +596,7 @@ def test_guidances_share_their_searches(toy_context, monkeypatch):
     return solver(options)
 
   monkeypatch.setattr(toy_context, "solver", counted)
-  monkeypatch.setattr(guidance, "NUM_SOLUTIONS", 2)
+  monkeypatch.setattr(guidance, "NUM_SOLUTIONS", NUM_SOLUTIONS)
   cells = guidance.make_cells(toy_context, 1)
   results = [guidance.measure(toy_context, cell) for cell in cells]
   taught = {"self_evaluation", "semantic_entropy_by_policy"}
@@ -604,7 +610,7 @@ def test_guidances_share_their_searches(toy_context, monkeypatch):
       for s in one.solutions
       if s.is_finished
     ]
-    assert 0 < len(finished) < 2 * PROBLEMS
+    assert 0 < len(finished) < NUM_SOLUTIONS * PROBLEMS
     pairs = zip(result["problem"], result["is_correct"], strict=True)
     assert list(pairs) == finished
     assert len(result["scores"]) == len(finished)

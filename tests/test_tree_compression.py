@@ -28,6 +28,8 @@ from o1jax.step_model import make_step_model
 from o1jax.step_shape import StepShape
 from o1jax.types import ProblemBatch
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 VOCAB, PAD, EOS = 11, 0, 12  # an end that is never drawn
 B, A, P, S, DEPTH = 2, 3, 6, 4, 4
 LONGEST = P + S * DEPTH
@@ -46,9 +48,6 @@ PROBLEMS = ProblemBatch(
   tokens=np.random.default_rng(3).integers(1, VOCAB, (B, P)).astype(np.int32),
   lengths=np.array([6, 3], np.int32),
   seeds=np.array([11, 12], np.uint32),
-)
-fast_jit = functools.partial(
-  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
 )
 
 
@@ -73,8 +72,8 @@ def model(memory="tree", network=NETWORK, **cache):
 def grown(**options):
   """The store after DEPTH expansions, each of the first candidate before."""
   one = model(**options)
-  step = fast_jit(one.step_fn)
-  root = fast_jit(one.root_fn, static_argnums=2)
+  step = jax.jit(one.step_fn)
+  root = jax.jit(one.root_fn, static_argnums=2)
   _, _, store = root(params(), PROBLEMS, 1 + A * DEPTH)
   for level in range(DEPTH):
     request = Request(
@@ -91,7 +90,7 @@ def grown(**options):
 whole = functools.cache(grown)
 
 
-@fast_jit
+@jax.jit
 def full_log_probs(params, tokens):
   positions = jnp.broadcast_to(jnp.arange(LONGEST)[None], tokens.shape)
   hidden, _ = NETWORK.apply(params, tokens, positions)

@@ -17,6 +17,8 @@ from o1jax.policy.network import make_network
 from o1jax.policy.sample import decode_rows, make_controls
 from o1jax.policy.speculative import check_draft, speculate_rows
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 VOCAB, PAD, EOS, STOP = 6, 0, 1, 2
 NETWORK = make_network(
   TransformerConfig(

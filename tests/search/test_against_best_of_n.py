@@ -34,6 +34,8 @@ from worlds import (
   table_search,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 NUM_SEEDS = 64
 LEAST_GAIN = 0.15
 steps_in_order = functools.partial(table_search, 2)

@@ -26,6 +26,8 @@ from worlds import (
   table_search,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 COST_WEIGHT = 0.1
 
 

@@ -31,6 +31,8 @@ from worlds import (
   with_noise,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 RULES = ["puct", "uct", "gumbel"]
 
 

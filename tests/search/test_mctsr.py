@@ -16,6 +16,8 @@ from worlds import (
   random_graph,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 BATCH = 64
 KEY = 3
 SIMULATIONS = 16

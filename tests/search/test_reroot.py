@@ -20,6 +20,8 @@ from worlds import (
   table_search,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 SIMULATIONS = 12
 COMMITS = 3
 DISCOUNT = 0.9

@@ -21,6 +21,8 @@ from worlds import (
   random_graph,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 BATCH = 64
 KEY = 3
 NUM_ANSWERS = 20

@@ -25,6 +25,8 @@ from worlds import (
   random_graph,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 BATCH = 64
 NUM_STEPS = 32  # of a problem: four whole solutions of the corridors
 KEY = 3

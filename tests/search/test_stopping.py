@@ -15,6 +15,8 @@ from worlds import (
   table_search,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 BATCH = 8
 ROOTS = np.array([3, 0, 11, 7, 20, 15, 31, 4])
 RULE = dict(stop_threshold=0.8, stop_patience=10 * TOKENS_PER_STEP)
