@@ -40,9 +40,10 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg=None):
-  """Returns the config; `arg` is None, "smoke" or "reflection"."""
-  if arg not in (None, "smoke", "reflection"):
-    raise ValueError(f"unknown argument {arg!r}: smoke or reflection")
+  """Returns the config; `arg` is None or one of those named above."""
+  arguments = ("smoke", "reflection", "comparing")
+  if arg is not None and arg not in arguments:
+    raise ValueError(f"unknown argument {arg!r}: {', '.join(arguments)}")
   config = ConfigDict()
   config.seed = 0  # everything random derives from it
   config.num_iterations = 28  # of search and learning
@@ -187,23 +188,26 @@ def get_config(arg=None):
   config.checkpoint.keep_every = 10  # besides the last and the best
   config.checkpoint.num_samples = 50  # solutions written an iteration
 
-  if arg == "reflection":
+  if arg in ("reflection", "comparing"):
     # Judgements, comparisons and revisions are three times as long as others.
     config.num_iterations = 16
     config.lengths.reflection_tokens = 132  # of such rows
     config.initialize.rows.random_play = 44
-    config.initialize.rows.judging = 4
+    config.initialize.rows.judging = 8
     config.initialize.rows.revising = 8
-    config.initialize.rows.comparing = 4
     config.learn.rows.hindsight_play = 30
     config.learn.rows.consequences = 4
-    config.learn.rows.judging = 4
+    config.learn.rows.judging = 8
     config.learn.rows.revising = 8
     config.learn.rows.revised = 6
-    config.learn.rows.comparing = 4
     config.evaluation.interval = 0
     config.evaluation.strategies = ("majority_vote", "best_of_n")
     config.evaluation.efforts = (8,)
+
+  if arg == "comparing":
+    for rows in (config.initialize.rows, config.learn.rows):
+      rows.judging = 4
+      rows.comparing = 4
 
   if arg == "smoke":
     config.num_iterations = 3

@@ -20,7 +20,7 @@ CONFIGS = sorted(
 )
 ARGUMENTS = {
   "countdown": (None, "smoke", "no_hindsight"),
-  "countdown4_small": (None, "smoke", "reflection"),
+  "countdown4_small": (None, "smoke", "reflection", "comparing"),
 }
 
 
