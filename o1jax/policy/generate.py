@@ -128,19 +128,20 @@ def make_generate(
 
   def start(params, keys, tokens, lengths, first_capacity):
     """The first rows, and the queue of the others."""
-    read_fn = functools.partial(
-      slots.read_prompts,
-      network,
-      params,
-      cache_dtype=cache_dtype,
-      prefill_chunk=prefill_chunk,
-    )
     sizes = {"max_new_tokens": max_new_tokens, "pad_id": pad_id}
+    reading = {"cache_dtype": cache_dtype, "prefill_chunk": prefill_chunk}
     if num_slots is None:
-      prompts = read_fn(tokens, lengths)
       return slots.start_together(
-        prompts, keys, lengths, capacity=first_capacity, **sizes
+        network,
+        params,
+        keys,
+        tokens,
+        lengths,
+        capacity=first_capacity,
+        **sizes,
+        **reading,
       ), None
+    read_fn = functools.partial(slots.read_prompts, network, params, **reading)
     queue = slots.Queue(
       read_fn, keys, tokens, lengths, num_slots=num_slots, **sizes
     )

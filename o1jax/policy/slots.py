@@ -91,14 +91,57 @@ def _blank_state(
 _uniforms_of = jax.jit(row_uniforms, static_argnums=1)
 
 
-def start_together(
-  prompts, keys, lengths, *, capacity, max_new_tokens, pad_id
-) -> Run:
-  """All rows of all problems, from what `read_prompts` gave."""
+@functools.partial(
+  jax.jit,
+  static_argnames=(
+    "network",
+    "capacity",
+    "max_new_tokens",
+    "pad_id",
+    "cache_dtype",
+    "prefill_chunk",
+  ),
+)
+def _read_and_start(
+  network,
+  params,
+  keys,
+  tokens,
+  lengths,
+  capacity,
+  max_new_tokens,
+  pad_id,
+  cache_dtype,
+  prefill_chunk,
+):
+  prompts = read_prompts(
+    network, params, tokens, lengths, cache_dtype, prefill_chunk
+  )
+  state = _blank_state(
+    *prompts, keys.shape[1], capacity, max_new_tokens, pad_id, False
+  )
+  return state, row_uniforms(keys, max_new_tokens)
+
+
+def start_together(network, params, keys, tokens, lengths, **sizes) -> Run:
+  """All rows of all problems, in one program.
+
+  Args:
+    network: the network.
+    params: its parameters.
+    keys: `[B, G]`.
+    tokens: `[B, P]` prompts.
+    lengths: `[B]`.
+    **sizes: capacity, max_new_tokens and pad_id, and how prompts are read: see
+      `read_prompts`.
+  """
   batch, num_rows = keys.shape
+  state, uniforms = _read_and_start(
+    network, params, keys, tokens, lengths, **sizes
+  )
   return Run(
-    _blank_state(*prompts, num_rows, capacity, max_new_tokens, pad_id, False),
-    _uniforms_of(keys, max_new_tokens),
+    state,
+    uniforms,
     jnp.asarray(lengths),
     np.arange(batch),
     np.tile(np.arange(num_rows), (batch, 1)),
@@ -332,11 +375,12 @@ def store(result: dict[str, np.ndarray], run: Run) -> None:
   wrong is written; where a live row goes to the same place, the longer wins.
   """
   place = (run.problem[:, None], run.row)
-  lengths = np.asarray(run.state.lengths)
+  names = (*ROW_FIELDS, "lengths", "ended")
+  rows = jax.device_get({name: getattr(run.state, name) for name in names})
+  lengths = rows["lengths"]
   order = np.argsort(lengths, axis=None, kind="stable")
   place = tuple(
     np.broadcast_to(p, lengths.shape).reshape(-1)[order] for p in place
   )
-  for name in (*ROW_FIELDS, "lengths", "ended"):
-    array = np.asarray(getattr(run.state, name))
+  for name, array in rows.items():
     result[name][place] = array.reshape(-1, *array.shape[2:])[order]
