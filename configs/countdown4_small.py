@@ -26,9 +26,9 @@ Its revisions, even those that the checker guides, are worth less than as many
 tokens of new draws, and its judgements order solutions worse than its own
 log-probs; docs/studies.md has the tables.
 
-`:comparing` gives half of the rows of judging to pairs of solutions that say the
-same or not, for semantic_entropy_by_policy in the study guidance. It has not
-been run to its end.
+`:comparing` gives half of the rows of judging to pairs of solutions that say
+the same or not, for semantic_entropy_by_policy in the study guidance. It has
+not been run to its end.
 """
 
 from ml_collections import ConfigDict
