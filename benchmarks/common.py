@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 
+from o1jax.mesh import keep_freed_memory
 from o1jax.policy import Network, TransformerConfig, make_network
 
 Runs = Mapping[Any, Callable[[], Any]]
@@ -86,7 +87,8 @@ def make_parser(
 
 
 def start(clock: str, num_devices: int = 1) -> None:
-  """Sets threads, core and devices; before the first array is made."""
+  """Sets threads, core, devices and memory; before the first array is made."""
+  keep_freed_memory()  # as the commands do; peers in this process have it too
   if num_devices > 1:
     jax.config.update("jax_num_cpu_devices", num_devices)
   if clock == "cpu":

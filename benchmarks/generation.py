@@ -11,36 +11,35 @@ arithmetic or the memory traffic needs at the rates given, by the time taken;
 the defaults are those of both cores of the 2-core AMD EPYC.
 """
 
-import functools
-
 import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from peers import GENERATORS
 
+from o1jax import mesh as mesh_lib
 from o1jax.policy import decode_rows, make_controls, prefix_from_prompt
 from o1jax.policy.generate import make_generate
 
 ENDLESS = {"eos_id": -1, "pad_id": 0}  # no token ends a row
 
 
-def make_ours(network, params, prompts, num_rows, num_new, placed):
+def make_ours(network, params, prompts, num_rows, num_new, mesh):
   """Both of our generators as calls that block."""
   batch, width = prompts.shape
-  lengths = placed(jnp.full((batch,), width, jnp.int32))
-  prompts = placed(prompts)
+  lengths = jnp.full((batch,), width, jnp.int32)
+  prompts, lengths = mesh_lib.shard_batch((prompts, lengths), mesh)
+  params = mesh_lib.replicate(params, mesh)
   calls = [0]
   generate = make_generate(
     network,
     num_rows=num_rows,
     max_new_tokens=num_new,
-    min_problems=jax.device_count(),
+    mesh=mesh if mesh.size > 1 else None,
     **ENDLESS,
   )
 
-  @jax.jit
   def one_program(params, keys, prompts, lengths):
     prefix, last = prefix_from_prompt(network, params, prompts, lengths)
     return decode_rows(
@@ -57,9 +56,21 @@ def make_ours(network, params, prompts, num_rows, num_new, placed):
       **ENDLESS,
     ).tokens
 
+  batch_spec, whole = mesh_lib.batch_sharding(mesh).spec, PartitionSpec()
+  one_program = jax.jit(
+    jax.shard_map(
+      one_program,
+      mesh=mesh,
+      in_specs=(whole, batch_spec, batch_spec, batch_spec),
+      out_specs=batch_spec,
+      check_vma=False,
+    )
+  )
+
   def new_keys():
     calls[0] += 1
-    return placed(jax.random.split(jax.random.key(calls[0]), (batch, num_rows)))
+    keys = jax.random.split(jax.random.key(calls[0]), (batch, num_rows))
+    return mesh_lib.shard_batch(keys, mesh)
 
   def by_host():
     generate(params, new_keys(), prompts, lengths, make_controls())
@@ -101,13 +112,8 @@ def main(argv=None):
   report = common.Report("generation", args.clock)
   network, params = common.random_network(args.size)
   prompts = common.random_prompts(args.size, args.prompts, args.prompt)
-  placed = lambda x: x  # noqa: E731
-  if args.devices > 1:
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    placed = functools.partial(jax.device_put, device=split)
-    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-  runs = make_ours(network, params, prompts, args.rows, args.new, placed)
+  mesh = mesh_lib.make_mesh({"data": args.devices})
+  runs = make_ours(network, params, prompts, args.rows, args.new, mesh)
   every_row = jnp.repeat(prompts, args.rows, axis=0)
   for name in filter(None, args.peers.split(",")):
     try:

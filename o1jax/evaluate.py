@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(flags.FLAGS.workdir)
   with config_lib.user_input():
     efforts = [evaluation.solutions_worth(e) for e in flags.FLAGS.efforts]
+  mesh_lib.keep_freed_memory()
   mesh_lib.enable_compilation_cache(flags.FLAGS.compilation_cache)
   num_problems = flags.FLAGS.num_problems
   if num_problems < 1:

@@ -176,6 +176,7 @@ def main(argv: list[str]) -> None:
     raise config_lib.UserError(
       'give one problem: python -m o1jax.solve "3 7 2 = 13"'
     )
+  mesh_lib.keep_freed_memory()
   mesh_lib.enable_compilation_cache(flags.FLAGS.compilation_cache)
   session = Session(load.from_path(flags.FLAGS.workdir, flags.FLAGS.iteration))
   print("steps, as the search proposes them:")

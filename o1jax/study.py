@@ -81,6 +81,7 @@ def main(argv: list[str]) -> None:
       raise config_lib.UserError(
         f"--{name} is not for the study {study.name}: leave it out"
       )
+  mesh_lib.keep_freed_memory()
   mesh_lib.enable_compilation_cache(values.compilation_cache)
   if study.has_policy:
     mesh = build.evaluation_devices(config_lib.config_of_workdir(workdir))

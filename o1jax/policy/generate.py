@@ -25,7 +25,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from o1jax import mesh as mesh_lib
 from o1jax.policy import slots
 from o1jax.policy.cache import check_cache_dtype, prefix_from_prompt
 from o1jax.policy.network import Network
@@ -72,10 +74,10 @@ def make_generate(
   stop_texts: Sequence[str] = (),
   pieces: Sequence[bytes] | None = None,
   segment: int | None = None,
-  min_problems: int = 1,
   num_slots: int | None = None,
   cache_dtype: str = "network",
   prefill_chunk: int | None = None,
+  mesh: Mesh | None = None,
 ) -> Callable[..., Generated]:
   """Builds `(params, keys [B, G], tokens [B, P], lengths [B], controls)`.
 
@@ -89,34 +91,31 @@ def make_generate(
     pieces: bytes of every token, `[V]`; needed with `stop_texts`.
     segment: slots by which the cache grows. None: 32, or 128 where rows are so
       few that a turn of the host costs more than slots that are read unused.
-    min_problems: never fewer problems than this in a program, so that they
-      divide over the devices of a mesh.
     num_slots: W, rows decoded at a time; the other rows wait for a slot, and
       prompts are read W at a time. With four times as many rows as slots or
       more, rows evaluated stay within 1.25 times the live ones. None: all rows
       start together.
     cache_dtype: see `cache.prefix_from_prompt`.
     prefill_chunk: see `cache.prefix_from_prompt`.
+    mesh: problems, or slots, are shared out over its data and fsdp axes, and
+      every device decodes its own; parameters are whole on each.
 
   Raises:
-    ValueError: stop strings without pieces, a size below 1, or an unknown
-      cache_dtype.
+    ValueError: stop strings without pieces, a size below 1, an unknown
+      cache_dtype, or problems or slots that do not divide over the mesh.
   """
   for name, size in (
     ("num_rows", num_rows),
     ("max_new_tokens", max_new_tokens),
     ("segment", segment),
-    ("min_problems", min_problems),
     ("num_slots", num_slots),
     ("prefill_chunk", prefill_chunk),
   ):
     if size is not None and size < 1:
       raise ValueError(f"{name}={size} must be 1 or more")
-  if num_slots is not None and num_slots < min_problems:
-    raise ValueError(
-      f"num_slots={num_slots} is below min_problems={min_problems}: make it at "
-      "least as large"
-    )
+  ways = 1 if mesh is None else mesh_lib.batch_ways(mesh)
+  if num_slots is not None and mesh is not None:
+    mesh_lib.check_divides("num_slots", num_slots, mesh)
   stops = tuple(text.encode() for text in stop_texts if text)
   if stops and pieces is None:
     raise ValueError("stop_texts needs pieces: pass the tokenizer's pieces")
@@ -138,6 +137,7 @@ def make_generate(
         tokens,
         lengths,
         capacity=first_capacity,
+        mesh=mesh,
         **sizes,
         **reading,
       ), None
@@ -145,12 +145,18 @@ def make_generate(
     queue = slots.Queue(
       read_fn, keys, tokens, lengths, num_slots=num_slots, **sizes
     )
-    run = queue.start(first_capacity)
-    return queue.fill(run, np.ones(num_slots, bool)), queue
+    run = queue.fill(queue.start(first_capacity), np.ones(num_slots, bool))
+    return slots.placed(run, mesh), queue
 
   def generate(params, keys, tokens, lengths, controls):
     _check_keys(keys, tokens, num_rows)
-    by = segment or (32 if num_together(keys) > slots.SMALLEST else 128)
+    if mesh is not None:
+      if num_slots is None:
+        mesh_lib.check_divides("number of prompts", len(keys), mesh)
+        given = (keys, tokens, lengths)
+        keys, tokens, lengths = mesh_lib.shard_batch(given, mesh)
+      params = mesh_lib.replicate(params, mesh)
+    by = segment or (32 if num_together(keys) > slots.SMALLEST * ways else 128)
     run, queue = start(params, keys, tokens, lengths, min(by, max_new_tokens))
     result = _blank(keys.shape, max_new_tokens, pad_id)
     can_shrink, rows_evaluated = True, 0
@@ -158,10 +164,12 @@ def make_generate(
       rows, step = run.row.size, int(run.state.index)
       capacity = run.state.cache.capacity
       is_waiting = queue is not None and queue.num_waiting > 0
+      least = 1
       if is_waiting:
-        least = rows - rows // REFILL
-      else:
-        least = rows // 2 + 1 if can_shrink and rows > slots.SMALLEST else 1
+        least = (rows - rows // REFILL) // ways
+      elif can_shrink and rows > slots.SMALLEST and mesh is None:
+        # Devices have no common count: they are seen to at the segment's end.
+        least = rows // 2 + 1
       run.state = slots.advance(
         network,
         params,
@@ -173,6 +181,7 @@ def make_generate(
         least,
         eos_id,
         pad_id,
+        mesh,
       )
       rows_evaluated += (int(run.state.index) - step) * rows
       alive = _still_alive(run, find_stop)
@@ -182,13 +191,13 @@ def make_generate(
         run = slots.grown(run, min(capacity + by, max_new_tokens))
       if is_waiting:
         slots.store(result, run)
-        run = queue.fill(run, ~alive[:, 0])
+        run = slots.placed(queue.fill(run, ~alive[:, 0]), mesh)
         continue
-      smaller = slots.shrunk(run, alive, min_problems)
+      smaller = slots.shrunk(run, alive, ways)
       can_shrink = smaller is not None or alive.sum() >= least
       if smaller is not None:
         slots.store(result, run)
-        run = smaller
+        run = slots.placed(smaller, mesh)
     slots.store(result, run)
     rows_live = int(result["lengths"].sum())
     return Generated(

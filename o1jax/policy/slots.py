@@ -4,6 +4,9 @@
 start, run for a while, get longer caches, move together into a smaller program
 when half of them have finished, and give their slots to rows that wait.
 
+On a mesh every device decodes its own rows in a loop of its own: nothing is
+exchanged before the host's next turn.
+
 Rows that start together share their problem's prefix and write at one slot.
 Where rows wait, a slot belongs to a single row: it holds a copy of the prefix
 of the row's problem (a prompt is read once all the same), and each row writes
@@ -17,7 +20,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from o1jax import mesh as mesh_lib
 from o1jax.policy.cache import grow, make_cache, prefix_from_prompt
 from o1jax.policy.sample import RowState, row_uniforms, run_rows, start_rows
 
@@ -100,6 +105,7 @@ _uniforms_of = jax.jit(row_uniforms, static_argnums=1)
     "pad_id",
     "cache_dtype",
     "prefill_chunk",
+    "mesh",
   ),
 )
 def _read_and_start(
@@ -113,14 +119,29 @@ def _read_and_start(
   pad_id,
   cache_dtype,
   prefill_chunk,
+  mesh=None,
 ):
-  prompts = read_prompts(
-    network, params, tokens, lengths, cache_dtype, prefill_chunk
-  )
-  state = _blank_state(
-    *prompts, keys.shape[1], capacity, max_new_tokens, pad_id, False
-  )
-  return state, row_uniforms(keys, max_new_tokens)
+  def run(params, keys, tokens, lengths):
+    prompts = read_prompts(
+      network, params, tokens, lengths, cache_dtype, prefill_chunk
+    )
+    state = _blank_state(
+      *prompts, keys.shape[1], capacity, max_new_tokens, pad_id, False
+    )
+    return state, row_uniforms(keys, max_new_tokens)
+
+  given = (params, keys, tokens, lengths)
+  if mesh is None:
+    return run(*given)
+  batch, whole = mesh_lib.batch_sharding(mesh).spec, PartitionSpec()
+  state_specs = _state_specs(jax.eval_shape(run, *given)[0], batch)
+  return jax.shard_map(
+    run,
+    mesh=mesh,
+    in_specs=(whole, batch, batch, batch),
+    out_specs=(state_specs, batch),
+    check_vma=False,
+  )(*given)
 
 
 def start_together(network, params, keys, tokens, lengths, **sizes) -> Run:
@@ -132,8 +153,8 @@ def start_together(network, params, keys, tokens, lengths, **sizes) -> Run:
     keys: `[B, G]`.
     tokens: `[B, P]` prompts.
     lengths: `[B]`.
-    **sizes: capacity, max_new_tokens and pad_id, and how prompts are read: see
-      `read_prompts`.
+    **sizes: capacity, max_new_tokens and pad_id, how prompts are read (see
+      `read_prompts`), and the mesh or None.
   """
   batch, num_rows = keys.shape
   state, uniforms = _read_and_start(
@@ -148,7 +169,10 @@ def start_together(network, params, keys, tokens, lengths, **sizes) -> Run:
   )
 
 
-@functools.partial(jax.jit, static_argnames=("network", "eos_id", "pad_id"))
+@functools.partial(
+  jax.jit,
+  static_argnames=("network", "eos_id", "pad_id", "mesh"),
+)
 def advance(
   network,
   params,
@@ -160,20 +184,64 @@ def advance(
   min_alive,
   eos_id,
   pad_id,
+  mesh=None,
 ):
-  """See `sample.run_rows`."""
-  return run_rows(
-    network,
-    params,
-    state,
-    uniforms,
-    next_positions,
-    end=end,
-    stop_ids=(),
-    eos_id=eos_id,
-    pad_id=pad_id,
-    controls=controls,
-    min_alive=min_alive,
+  """See `sample.run_rows`; on a mesh `min_alive` is of each device's rows."""
+
+  def run(params, state, uniforms, next_positions, end, controls, min_alive):
+    state = run_rows(
+      network,
+      params,
+      state,
+      uniforms,
+      next_positions,
+      end=end,
+      stop_ids=(),
+      eos_id=eos_id,
+      pad_id=pad_id,
+      controls=controls,
+      min_alive=min_alive,
+    )
+    if mesh is None:
+      return state
+    # Devices whose rows have all ended are behind; nothing is written there.
+    index = jax.lax.pmax(state.index, mesh_lib.TABLE["batch"])
+    return state.replace(index=index)
+
+  run_fn = run
+  if mesh is not None:
+    batch, whole = mesh_lib.batch_sharding(mesh).spec, PartitionSpec()
+    specs = _state_specs(state, batch)
+    run_fn = jax.shard_map(
+      run,
+      mesh=mesh,
+      in_specs=(whole, specs, batch, batch, whole, whole, whole),
+      out_specs=specs,
+      check_vma=False,
+    )
+  return run_fn(
+    params, state, uniforms, next_positions, end, controls, min_alive
+  )
+
+
+def _state_specs(state, batch):
+  """All arrays of a state begin with the problems, but for its counter."""
+  return jax.tree.map(lambda _: batch, state).replace(index=PartitionSpec())
+
+
+def placed(run: Run, mesh: Mesh | None) -> Run:
+  """The run with its problems shared out over the mesh, if there is one."""
+  if mesh is None:
+    return run
+  batch = mesh_lib.batch_sharding(mesh)
+  shardings = jax.tree.map(
+    lambda spec: NamedSharding(mesh, spec), _state_specs(run.state, batch.spec)
+  )
+  return dataclasses.replace(
+    run,
+    state=jax.device_put(run.state, shardings),
+    uniforms=jax.device_put(run.uniforms, batch),
+    next_positions=jax.device_put(run.next_positions, batch),
   )
 
 
@@ -306,11 +374,14 @@ def _begin_in(arrays, read, all_uniforms, source, place, pad_id):
   )
 
 
-def shrunk(run: Run, alive: np.ndarray, min_problems: int) -> Run | None:
-  """The run with only the rows alive, if that fits half the size; or None."""
+def shrunk(run: Run, alive: np.ndarray, num_ways: int) -> Run | None:
+  """The run with only the rows alive, if that fits half the size; or None.
+
+  Problems divide over `num_ways` devices, before and after.
+  """
   counts = alive.sum(1)
   keep = np.nonzero(counts)[0]
-  num_problems = max(power_of_two(len(keep)), min_problems)
+  num_problems = num_ways * power_of_two(-(-len(keep) // num_ways))
   num_rows = min(power_of_two(counts.max()), alive.shape[1])
   if num_problems * num_rows * 2 > alive.size or alive.size <= SMALLEST:
     return None

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from o1jax.policy import cache as cache_module
 from o1jax.policy.attention import cached_attention
 from o1jax.policy.cache import (
   join,
@@ -67,6 +68,34 @@ def read(config=CONFIG, prompts=PROMPTS, **options):
 @functools.cache
 def plain():
   return read()
+
+
+def test_groups_of_prompts_are_read_as_all_at_once(monkeypatch):
+  network = make_network(CONFIG)
+  prompts = RNG.integers(0, 29, (6, P)).astype(np.int32)
+  lengths = np.array([19, 11, 1, 7, 19, 3], np.int32)
+
+  def run():
+    read_fn = functools.partial(prefix_from_prompt, network)
+    program = fast_jit(read_fn).lower(PARAMS, prompts, lengths).compile()
+    return program(PARAMS, prompts, lengths), "while" in program.as_text()
+
+  want, is_loop = run()
+  assert not is_loop
+  monkeypatch.setattr(cache_module, "PROMPT_TOKENS", 2 * P)
+  found, is_loop = run()
+  assert is_loop
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, want
+  )
+
+
+def test_prompts_are_grouped_where_the_batch_divides():
+  sizes = cache_module._group_size
+  assert sizes(128, 64) == 32 and sizes(64, 256) == 8
+  assert sizes(16, 64) == 16  # they fit
+  assert sizes(127, 64) == 127  # only groups of one would divide it
+  assert sizes(4, 5000) == 4  # no group fits
 
 
 def test_attention_over_int8_is_that_over_the_numbers_restored():

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from o1jax.mesh import make_mesh
+from o1jax.policy import slots
 from o1jax.policy.cache import prefix_from_prompt
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.drafts import ModelDraft, NgramDraft
@@ -75,7 +77,7 @@ def reference():
 
 
 @functools.cache
-def generator(stop_texts=(), segment=7, min_problems=1):
+def generator(stop_texts=(), segment=7, mesh=None):
   return make_generate(
     NETWORK,
     num_rows=G,
@@ -85,7 +87,7 @@ def generator(stop_texts=(), segment=7, min_problems=1):
     stop_texts=stop_texts,
     pieces=PIECES,
     segment=segment,
-    min_problems=min_problems,
+    mesh=mesh,
   )
 
 
@@ -243,6 +245,56 @@ def test_speculation_writes_the_greedy_texts_in_fewer_calls():
     generate(make_params(), ModelDraft({}, small), *rows)
 
 
+def test_devices_with_rows_of_their_own_change_nothing():
+  mesh = make_mesh({"data": 2, "fsdp": 2})
+  found = generator(mesh=mesh)(
+    make_params(), make_keys(), PROMPTS, LENGTHS, CONTROLS
+  )
+  alone = generator()(make_params(), make_keys(), PROMPTS, LENGTHS, CONTROLS)
+  assert_same_rows(found, alone)
+  assert_same_rows(queued(num_slots=16, mesh=mesh), queued())
+
+
+def test_devices_wait_for_nobody_within_a_segment():
+  mesh = make_mesh({"data": 4})
+  run = slots.start_together(
+    NETWORK,
+    make_params(),
+    make_keys(),
+    PROMPTS,
+    LENGTHS,
+    capacity=S,
+    max_new_tokens=S,
+    pad_id=PAD,
+    cache_dtype="network",
+    prefill_chunk=None,
+  )
+  lowered = slots.advance.lower(
+    NETWORK,
+    make_params(),
+    run.state,
+    run.uniforms,
+    run.next_positions,
+    S,
+    CONTROLS,
+    1,
+    EOS,
+    PAD,
+    mesh,
+  )
+  program = lowered.compile().as_text()
+  exchanges = [line for line in program.splitlines() if "all-reduce(" in line]
+  assert len(exchanges) == 1 and "while/body" not in exchanges[0]
+  for other in ("all-gather(", "all-to-all(", "collective-permute("):
+    assert other not in program
+
+
+def test_prompts_that_do_not_divide_over_devices_are_refused():
+  generate = generator(mesh=make_mesh({"data": 8}))
+  with pytest.raises(ValueError, match="number of prompts=4 does not divide"):
+    generate(make_params(), make_keys(), PROMPTS, LENGTHS, CONTROLS)
+
+
 def test_find_stop_reads_across_pieces():
   pieces = [b"", b"ab", b"c", b"\nAns", b"wer: x", b"."]
   find_stop = _make_find_stop((b"Answer:", b"c."), pieces)
@@ -253,7 +305,7 @@ def test_find_stop_reads_across_pieces():
   assert find_stop([]) is None
 
 
-def testpower_of_two():
+def test_power_of_two():
   assert [power_of_two(n) for n in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 8, 16]
 
 
@@ -271,7 +323,10 @@ def test_bad_calls_are_refused():
     generator(segment=0)
   for options, message in (
     ({"num_slots": 0}, "num_slots=0 must be 1 or more"),
-    ({"num_slots": 2, "min_problems": 4}, "num_slots=2 is below min_problems"),
+    (
+      {"num_slots": 3, "mesh": make_mesh({"data": 2})},
+      "num_slots=3 does not divide over 2 devices: make it 2 or 4",
+    ),
     ({"cache_dtype": "int4"}, "cache_dtype='int4' is not one of"),
   ):
     with pytest.raises(ValueError, match=message):
