@@ -26,7 +26,7 @@ FLOORS = (
   "combinations searched answering feedback judging solver allocation "
   "evaluation report tree_drawing rows build load studies",
   "iterate",
-  "main evaluate solve export study",
+  "main evaluate solve export study compare",
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 
