@@ -54,14 +54,6 @@ def reinforce(log_probs, advantages, weights, mask):
   )
 
 
-def off_policy(log_probs, behavior, advantages, mask):
-  """Weights come from the log-probs that are learned."""
-  weights = policy_gradient.importance_weights(
-    log_probs, behavior, mask, level="sequence", max_weight=3.0
-  )
-  return reinforce(log_probs, advantages, weights, mask)
-
-
 def clipped(log_probs, behavior, advantages, mask, **options):
   return ppo.ppo_loss(log_probs, behavior, advantages, mask, **options)[:2]
 
@@ -116,7 +108,6 @@ CASES = {
     lambda logits, mask: policy_gradient.entropy_bonus(logits, mask), "logits"
   ),
 }
-OFF_POLICY = Case(off_policy, "log_probs", ("behavior", "advantages"))
 POLICY_LOSSES = [
   name for name in CASES if "advantages" in CASES[name].constants
 ]
@@ -258,27 +249,6 @@ def test_zero_advantage_gives_zero_gradient(name):
   assert float(numerator) == 0
   for leaf in gradient.values():
     np.testing.assert_array_equal(leaf, np.zeros(leaf.shape))
-
-
-def test_weights_computed_from_the_learned_log_probs_are_constants():
-  arrays, mask = make_arrays(OFF_POLICY)
-  weights = policy_gradient.importance_weights(
-    arrays["log_probs"],
-    arrays["behavior"],
-    mask,
-    level="sequence",
-    max_weight=3.0,
-  )
-  given = {
-    "log_probs": arrays["log_probs"],
-    "advantages": arrays["advantages"],
-    "weights": weights,
-  }
-  expected = program(CASES["REINFORCE with weights"])(given, mask)
-  *sums, gradient = program(OFF_POLICY)(arrays, mask)
-  found = [*sums, gradient["log_probs"]]
-  assert_same(found, [*expected[:2], expected[2]["log_probs"]])
-  np.testing.assert_array_equal(gradient["behavior"], np.zeros(MASK.shape))
 
 
 @every_loss

@@ -260,6 +260,20 @@ def test_truncation_holds_where_the_ratio_overflows():
   assert float(found[0, 0]) == 2.0
 
 
+@pytest.mark.parametrize("level", policy_gradient.LEVELS)
+def test_weights_are_constants_to_the_gradient(level):
+  def total(log_probs, behavior):
+    return jnp.sum(
+      policy_gradient.importance_weights(
+        log_probs, behavior, np.ones((1, 2)), level=level
+      )
+    )
+
+  gradient = jax.jit(jax.grad(total, argnums=(0, 1)))
+  for slopes in gradient(np.array([[-1.0, -2.0]]), np.array([[-2.0, -1.5]])):
+    np.testing.assert_array_equal(slopes, np.zeros((1, 2)))
+
+
 def test_an_unknown_level_names_the_choices():
   ones = jnp.ones((1, 1))
   with pytest.raises(ValueError, match="'word'.*token.*sequence"):

@@ -164,6 +164,13 @@ def test_metrics_of_row_groups_merge_to_those_of_the_batch():
     merged = merge(float(vars(part)[name]) for part in parts)
     np.testing.assert_allclose(vars(whole)[name], merged, rtol=1e-12)
   assert vars(parts[3]) == {"clipped_sum": 0, "max_ratio": 1, "min_ratio": 1}
+  # Neither extreme crosses 1, be there padding or not.
+  one, two = np.zeros((1, 1)), np.full((1, 1), math.log(2))
+  rare, likely = (
+    loss_fn(x, y, one, one + 1)[2] for x, y in ((one, two), (two, one))
+  )
+  np.testing.assert_allclose([rare.min_ratio, rare.max_ratio], [0.5, 1])
+  np.testing.assert_allclose([likely.min_ratio, likely.max_ratio], [1, 2])
 
 
 @pytest.mark.parametrize("dual_clip", [1.0, 0.0, -2.0])
