@@ -159,12 +159,9 @@ def vbon_rewards(
     arrays.append(strict_shares)
   chex.assert_rank([*arrays, mask], 1)
   chex.assert_equal_shape([*arrays, mask])
-  quantiles, policy, reference, *shares = (
-    jnp.where(mask != 0, array, 0) for array in arrays
-  )
-  rewards = (num_draws - 1) * quantiles - (policy - reference)
-  if shares:
-    powers = shares[0][:, None] ** jnp.arange(num_draws)[None, :]
+  rewards = (num_draws - 1) * log_quantiles - (log_probs - reference_log_probs)
+  if strict_shares is not None:
+    powers = strict_shares[:, None] ** jnp.arange(num_draws)[None, :]
     rewards += jnp.log(jnp.sum(powers, axis=1))
   return jax.lax.stop_gradient(jnp.where(mask != 0, rewards, 0))
 

@@ -87,8 +87,8 @@ def test_conservative_optimum_is_that_of_the_flipped_labels():
 
 
 def make_pairs(dtype=np.float32):
-  rng = np.random.default_rng(0)
-  arrays = -rng.exponential(size=(4, 6)) * 3
+  rng = np.random.default_rng(7)
+  arrays = -rng.exponential(size=(4, 6)) * 2
   return arrays.astype(dtype), np.array([1, 0, 0.5, 2, 0, 1], dtype)
 
 
@@ -135,6 +135,10 @@ def test_sums_are_the_equations_and_their_gradient(variant):
     "preferred_reward": rewards[0],
     "dispreferred_reward": rewards[1],
   }
+  # Else the sign of one reward alone would pass for accuracy.
+  assert (pair_mask * (margins > 0)).sum() != (
+    pair_mask * (rewards[0] > 0)
+  ).sum()
   assert metrics.keys() == expected.keys()
   for name, values in expected.items():
     wanted = (pair_mask * values).sum()
@@ -207,10 +211,11 @@ def test_the_untrained_policy_is_at_chance():
 
 
 def test_sequence_log_probs_read_the_masked_tokens_alone():
+  nan = jnp.nan
   log_probs = jnp.array(
-    [[-1.0, -2.0, jnp.nan, -4.0], [jnp.nan, -jnp.inf, jnp.nan, jnp.nan]]
+    [[-1.0, -2.0, nan, -4.0], [nan, -jnp.inf, nan, nan], [nan, -3.0, -1.0, nan]]
   )
-  mask = jnp.array([[1, 0, 0, 1], [0, 0, 0, 0]])
+  mask = jnp.array([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
 
   def both(log_probs):
     total = dpo.sequence_log_probs(log_probs, mask)
@@ -218,9 +223,11 @@ def test_sequence_log_probs_read_the_masked_tokens_alone():
     return total.sum() + 2 * mean.sum(), (total, mean)
 
   gradient, (total, mean) = jax.grad(both, has_aux=True)(log_probs)
-  np.testing.assert_array_equal(total, [-5.0, 0.0])
-  np.testing.assert_array_equal(mean, [-2.5, 0.0])
-  np.testing.assert_array_equal(gradient, [[2, 0, 0, 2], [0, 0, 0, 0]])
+  np.testing.assert_array_equal(total, [-5.0, 0.0, -3.0])
+  np.testing.assert_array_equal(mean, [-2.5, 0.0, -3.0])
+  np.testing.assert_array_equal(
+    gradient, [[2, 0, 0, 2], [0, 0, 0, 0], [0, 3, 0, 0]]
+  )
 
 
 def test_a_step_is_compared_given_its_prefix():
