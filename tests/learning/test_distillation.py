@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from differences import assert_gradient_is_the_slope
 
+from differences import assert_gradient_is_the_slope
 from o1jax.learning import distillation
 
 REFERENCE = np.array([0.3, 0.1, 0.25, 0.05, 0.2, 0.1])

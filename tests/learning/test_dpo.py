@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from differences import assert_gradient_is_the_slope
 
+from differences import assert_gradient_is_the_slope
 from o1jax.learning import dpo
 
 REWARDS = np.array([0.9, -0.4, 0.0, 0.5, -1.0])

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from differences import assert_gradient_is_the_slope
 
+from differences import assert_gradient_is_the_slope
 from o1jax.learning import value_losses
 
 SUPPORT = np.array([-1.0, 0.0, 0.5, 2.0])
