@@ -169,7 +169,9 @@ def expand(
   first_child = jnp.where(is_active, tree.next_free[:, None] + offset, capacity)
 
   path_id = read(state.path_ids, node)
-  block = read(tree.num_blocks, node) + num_earlier(leaf)
+  block = num_earlier(leaf)
+  if tree.max_blocks > 1:
+    block += read(tree.num_blocks, node)
   fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
   keys = fold_in(state.tree_keys, _block_id(path_id, block))
   within = jnp.arange(num_candidates, dtype=jnp.int32)[None, None]

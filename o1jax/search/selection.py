@@ -102,35 +102,67 @@ def uct_scores(
   )
 
 
+def reduce_together(
+  *terms: tuple[jax.Array, float, Callable[..., jax.Array]],
+) -> list[jax.Array]:
+  """Several reductions over the candidates in one operation.
+
+  Arrays are small here, and a search takes as long as it has operations.
+
+  Args:
+    *terms: `(operand [A], neutral element, operator)` each, the operator a
+      binary one of `jax.lax`.
+
+  Returns:
+    The reduced operands, `[]` each.
+  """
+  operands, neutral, operators = zip(*terms, strict=True)
+  starts = [
+    jnp.asarray(start, operand.dtype)
+    for start, operand in zip(neutral, operands, strict=True)
+  ]
+
+  def combine(left, right):
+    pairs = zip(operators, left, right, strict=True)
+    return tuple(operator(x, y) for operator, x, y in pairs)
+
+  return jax.lax.reduce(operands, tuple(starts), combine, (0,))
+
+
 def completed_q_values(
   candidates: Candidates, *, value_scale: float, visits_init: float
-) -> jax.Array:
-  """Q `[A]` with the gaps filled, scaled to act as logits (appendix D).
+) -> tuple[jax.Array, jax.Array]:
+  """Q with the gaps filled, scaled to act as logits (appendix D).
 
   An unvisited candidate gets the mixed value: the model's estimate of the node
   averaged with the prior-weighted Q of the visited ones, which counts once per
   visit. Then Q is scaled to [0, 1] and times `(visits_init + max visits) *
   value_scale`.
+
+  Returns:
+    These `[A]`, and the sum `[]` of the candidates' visits.
   """
   q_values = candidates.q_values
   is_visited = candidates.num_visits > 0
   visits = candidates.num_visits.astype(q_values.dtype)
   prior = jnp.exp(candidates.prior_logits)
   prior = jnp.maximum(jnp.finfo(prior.dtype).tiny, prior)
-  prior_sum = jnp.sum(jnp.where(is_visited, prior, 0.0))
-  weighted_q = jnp.sum(
-    jnp.where(
-      is_visited,
-      prior * q_values / jnp.where(is_visited, prior_sum, 1.0),
-      0.0,
-    )
+  prior = jnp.where(is_visited, prior, 0.0)
+  total, most, prior_sum, weighted_sum = reduce_together(
+    (visits, 0, jax.lax.add),
+    (visits, 0, jax.lax.max),
+    (prior, 0, jax.lax.add),
+    (prior * jnp.where(is_visited, q_values, 0.0), 0, jax.lax.add),
   )
-  total = jnp.sum(visits)
+  weighted_q = weighted_sum / jnp.where(total > 0, prior_sum, 1.0)
   mixed = (candidates.node_value + total * weighted_q) / (total + 1)
   completed = jnp.where(is_visited, q_values, mixed)
-  least, greatest = jnp.min(completed), jnp.max(completed)
+  least, greatest = reduce_together(
+    (completed, jnp.inf, jax.lax.min),
+    (completed, -jnp.inf, jax.lax.max),
+  )
   completed = (completed - least) / jnp.maximum(greatest - least, 1e-8)
-  return (visits_init + jnp.max(visits)) * value_scale * completed
+  return (visits_init + most) * value_scale * completed, total
 
 
 def gumbel_scores(
@@ -146,11 +178,11 @@ def gumbel_scores(
   """
   del noise
   visits = candidates.num_visits.astype(candidates.q_values.dtype)
-  completed = completed_q_values(
+  completed, total = completed_q_values(
     candidates, value_scale=value_scale, visits_init=visits_init
   )
   improved = jax.nn.softmax(candidates.prior_logits + completed)
-  return improved - visits / (1 + jnp.sum(visits))
+  return improved - visits / (1 + total)
 
 
 def sequential_halving_scores(
@@ -175,7 +207,7 @@ def sequential_halving_scores(
   simulation = jnp.sum(candidates.num_visits)
   turn = jnp.asarray(visits_table)[num_considered, simulation]
   logits = candidates.prior_logits - jnp.max(candidates.prior_logits)
-  completed = completed_q_values(
+  completed, _ = completed_q_values(
     candidates, value_scale=value_scale, visits_init=visits_init
   )
   # Bounded below, so that an only candidate may be visited at any score.

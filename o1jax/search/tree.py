@@ -20,6 +20,10 @@ NO_NODE = -1
 NO_PARENT = -1
 UNEXPANDED = -1
 
+# Levels that `backup` takes at once: small arrays take as long as there are
+# operations, and these are as many for some levels as for one.
+_NUM_LEVELS = 4
+
 
 @struct.dataclass
 class Tree:
@@ -371,8 +375,19 @@ def block_starts(tree: Tree, node: jax.Array) -> jax.Array:
 
 def child_at(tree: Tree, node: jax.Array, action: jax.Array) -> jax.Array:
   """The node behind a candidate (action in `[0, M * A)`) of one tree."""
+  if tree.max_blocks == 1:
+    return tree.first_child[node] + action
   block, within = jnp.divmod(action, tree.num_candidates)
   return block_starts(tree, node)[block] + within
+
+
+def lineage(tree: Tree, node: jax.Array, count: int) -> jax.Array:
+  """`node` `[B]` and those above it, `[B, count]`; NO_NODE above the root."""
+  nodes = [node]
+  for _ in range(count - 1):
+    above = read(tree.parent, nodes[-1])
+    nodes.append(jnp.where(nodes[-1] == NO_NODE, NO_NODE, above))
+  return jnp.stack(nodes, axis=-1)
 
 
 def backup(
@@ -394,26 +409,31 @@ def backup(
   # every turn of the loop copy the arrays of the trees that are finished.
   leaf = jnp.where(is_active, leaf, NO_NODE)
   num_levels = jnp.max(jnp.where(is_active, read(tree.depth, leaf) + 1, 0))
+  num_turns = (num_levels + _NUM_LEVELS - 1) // _NUM_LEVELS
 
-  def one_level(_, carry):
+  def some_levels(_, carry):
     node, returned, num_visits, mean_value = carry
-    # Both reads before both writes, or XLA copies the arrays at each level.
+    nodes = lineage(tree, node, _NUM_LEVELS + 1)
+    nodes, node = nodes[:, :-1], nodes[:, -1]
+    # Both reads before both writes, or XLA copies the arrays at each turn.
     count, mean = jax.lax.optimization_barrier(
-      (read(num_visits, node), read(mean_value, node))
+      (read(num_visits, nodes), read(mean_value, nodes))
     )
-    total = mean * count.astype(mean.dtype) + returned
+    reward = read(tree.reward, nodes)
+    returns = [returned]
+    for level in range(_NUM_LEVELS):
+      returns.append(reward[:, level] + discount * returns[-1])
+    total = mean * count.astype(mean.dtype) + jnp.stack(returns[:-1], axis=-1)
     mean = total / (count + 1).astype(mean.dtype)
-    num_visits = write(num_visits, node, count + 1)
-    mean_value = write(mean_value, node, mean)
-    returned = read(tree.reward, node) + discount * returned
-    # Above the root is NO_PARENT, which writes nothing.
-    node = jnp.where(node == NO_NODE, NO_NODE, read(tree.parent, node))
-    return node, returned, num_visits, mean_value
+    # Above the root is NO_NODE, which writes nothing.
+    num_visits = write(num_visits, nodes, count + 1)
+    mean_value = write(mean_value, nodes, mean)
+    return node, returns[-1], num_visits, mean_value
 
   _, _, num_visits, mean_value = jax.lax.fori_loop(
     0,
-    num_levels,
-    one_level,
+    num_turns,
+    some_levels,
     (leaf, leaf_value, tree.num_visits, tree.mean_value),
   )
   return tree.replace(num_visits=num_visits, mean_value=mean_value)

@@ -87,9 +87,10 @@ def test_dirichlet_noise_mixes_into_the_valid_prior():
 
 def test_completed_values_prefer_what_search_found_good():
   seen = candidates([4, 4, 0], [0.9, 0.1, 0.0], [0.4, 0.4, 0.2])
-  completed = selection.completed_q_values(
+  completed, total = selection.completed_q_values(
     seen, value_scale=0.1, visits_init=50.0
   )
   mixed = (0.4 + 8 * 0.5) / 9
   expected = (50 + 4) * 0.1 * np.array([1.0, 0.0, (mixed - 0.1) / 0.8])
   np.testing.assert_allclose(completed, expected, rtol=1e-5, atol=1e-6)
+  assert float(total) == 8.0

@@ -124,6 +124,33 @@ def test_backup_is_a_mean_on_the_path(two_trees):
   )
 
 
+@pytest.mark.parametrize("depth", [3, 4, 8, 9])
+def test_backup_climbs_a_long_path(depth):
+  """A chain, whose lower end and middle are backed up in turn."""
+  discount = 0.5
+  tree = make_tree(jnp.zeros((2,)), capacity=10, num_candidates=1)
+  chain = jnp.broadcast_to(jnp.arange(10, dtype=jnp.int32), (2, 10))
+  tree = tree.replace(parent=chain - 1, depth=chain, reward=0.1 * chain)
+  expected = np.zeros(10)
+  returned = 1.0
+  for node in range(depth, -1, -1):
+    expected[node] = returned
+    returned = 0.1 * node + discount * returned
+  tree = backup(
+    tree,
+    jnp.array([depth, 2]),
+    jnp.array([1.0, 0.0]),
+    jnp.array([True, True]),
+    discount=discount,
+  )
+  visits = (np.arange(10) <= depth).astype(np.int32)
+  visits[ROOT] += 1
+  np.testing.assert_array_equal(tree.num_visits[0], visits)
+  expected[ROOT] /= 2
+  np.testing.assert_allclose(tree.mean_value[0], expected, rtol=1e-6)
+  np.testing.assert_array_equal(tree.num_visits[1], [2, 1, 1] + [0] * 7)
+
+
 def test_no_node_reads_the_root_and_writes_nothing():
   array = jnp.array([[1, 2, 3], [4, 5, 6]])
   node = jnp.array([[2, NO_NODE], [3, 0]])
