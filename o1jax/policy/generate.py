@@ -35,6 +35,7 @@ from o1jax.policy.speculative import check_draft, speculate_rows
 
 Params = Any
 REFILL = 8  # slots are filled again when one in so many is free
+FEW_ROWS = 16  # of a device, up to which its cache grows by larger segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ def make_generate(
     pad_id: fills rows after their end.
     stop_texts: strings that end a row as well.
     pieces: bytes of every token, `[V]`; needed with `stop_texts`.
-    segment: slots by which the cache grows. None: 32, or 128 where rows are so
+    segment: slots by which the cache grows. None: 32, or 64 where rows are so
       few that a turn of the host costs more than slots that are read unused.
     num_slots: W, rows decoded at a time; the other rows wait for a slot, and
       prompts are read W at a time. With four times as many rows as slots or
@@ -156,7 +157,7 @@ def make_generate(
         given = (keys, tokens, lengths)
         keys, tokens, lengths = mesh_lib.shard_batch(given, mesh)
       params = mesh_lib.replicate(params, mesh)
-    by = segment or (32 if num_together(keys) > slots.SMALLEST * ways else 128)
+    by = segment or (64 if num_together(keys) <= FEW_ROWS * ways else 32)
     run, queue = start(params, keys, tokens, lengths, min(by, max_new_tokens))
     result = _blank(keys.shape, max_new_tokens, pad_id)
     can_shrink, rows_evaluated = True, 0
