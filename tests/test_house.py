@@ -24,7 +24,7 @@ FLOORS = (
   "encoding legal_play step_shape node_store candidates self_evaluation "
   "entailment step_model",
   "combinations searched answering feedback judging solver allocation "
-  "evaluation report tree_drawing rows build load studies",
+  "evaluation report tree_drawing rows build load studies regimes",
   "iterate",
   "main evaluate solve export study compare",
 )
