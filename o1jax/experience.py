@@ -5,8 +5,10 @@ under a size limit with the oldest leaving first: search and hindsight make up
 D_search, demonstrations stand beside it, and D_expert is derived, the best
 correct solutions of each problem. All of it goes into plain arrays for a
 checkpoint; `o1jax.jsonl` has the form for people and other programs.
-`make_learner_batch` lays entries out as rows for the update; position t
-predicts the token at t + 1.
+Entries are drawn evenly, or by their age and by what is left to learn from
+them; those of one problem also come together, as groups for a baseline and as
+pairs of a better and a worse one. `make_learner_batch` lays entries out as rows
+for the update; position t predicts the token at t + 1.
 """
 
 import dataclasses
@@ -21,6 +23,7 @@ from o1jax.types import LearnerBatch, Problem, ScoredSolution
 EXPERT = "expert"
 POLICY_WEIGHTS = ("ones", "step_weights", "zeros")
 VALUE_POSITIONS = ("all", "steps", "none")
+PRIORITIES = ("none", "difficulty", "advantage")
 
 _NUMBERS = {
   "outcome_reward": np.float64,
@@ -67,6 +70,8 @@ class Experience:
       source: {} for source in SOURCES
     }
     self._lists: dict[str, list[ScoredSolution]] = {}
+    # By pool, what weights are made of: iterations, rates of success, outcomes.
+    self._columns: dict[str, tuple[np.ndarray, ...]] = {}
 
   def __len__(self) -> int:
     return sum(map(len, self._pools.values()))
@@ -92,7 +97,7 @@ class Experience:
       if num_extra > 0:
         for key in list(pool)[:num_extra]:
           del pool[key]
-    self._lists = {}
+    self._lists, self._columns = {}, {}
 
   def pool(self, name: str) -> list[ScoredSolution]:
     """Entries of one source, or "expert"; oldest first. Not to be changed."""
@@ -121,23 +126,225 @@ class Experience:
     """The best correct solutions of each problem, from all sources."""
     return self.pool(EXPERT)
 
-  def sample(
-    self, rng: np.random.Generator, n: int, pool: str
-  ) -> list[ScoredSolution]:
-    """Draws n entries of a pool without repeats, as far as they reach.
+  @property
+  def newest_iteration(self) -> int:
+    """The iteration of the newest entry of all; 0 where there is none."""
+    found = (e.iteration for source in SOURCES for e in self.pool(source))
+    return max(found, default=0)
 
-    Where n exceeds the pool, every entry is taken as often as every other,
-    give or take one.
+  def sample(
+    self,
+    rng: np.random.Generator,
+    n: int,
+    pool: str,
+    *,
+    recency: float | None = None,
+    priority: str = "none",
+    max_age: int | None = None,
+    iteration: int | None = None,
+  ) -> list[ScoredSolution]:
+    """Draws n entries of a pool, evenly or by the weights of `weighted`.
+
+    Evenly, by default, there are no repeats as far as the entries reach; where
+    n exceeds the pool, every entry is taken as often as every other, give or
+    take one. By weights an entry of share s comes n * s times on average, and
+    never more than one from that: systematic sampling, as even as the weights
+    allow.
+
+    Args:
+      rng: draws.
+      n: entries to draw.
+      pool: as in `pool`.
+      recency: as in `weighted`; so are the three that follow.
+      priority: what raises the weight of an entry.
+      max_age: age of the oldest entry to be drawn.
+      iteration: the present one.
 
     Raises:
-      ValueError: the pool is empty or unknown.
+      ValueError: the pool is unknown, or nothing in it may be drawn; or as in
+        `weighted`.
     """
-    entries = self.pool(pool)
+    if recency is None and priority == "none" and max_age is None:
+      entries = self.pool(pool)
+      if not entries:
+        raise ValueError(f"pool {pool!r} is empty: nothing to draw {n} from")
+      whole = [rng.permutation(len(entries)) for _ in range(n // len(entries))]
+      rest = rng.choice(len(entries), n % len(entries), replace=False)
+      return [entries[i] for i in np.concatenate([*whole, rest]).tolist()]
+    entries, shares, num_stale = self.weighted(
+      pool,
+      recency=recency,
+      priority=priority,
+      max_age=max_age,
+      iteration=iteration,
+    )
     if not entries:
-      raise ValueError(f"pool {pool!r} is empty: nothing to draw {n} from")
-    whole = [rng.permutation(len(entries)) for _ in range(n // len(entries))]
-    rest = rng.choice(len(entries), n % len(entries), replace=False)
-    return [entries[i] for i in np.concatenate([*whole, rest]).tolist()]
+      cause = "is empty"
+      if num_stale:
+        cause = f"has {num_stale} entries, all older than max_age={max_age}"
+      raise ValueError(f"pool {pool!r} {cause}: nothing to draw {n} from")
+    # Each entry is an interval of length n * share on a line, in random order;
+    # marks a unit apart, from a random start, say how often each is taken.
+    order = rng.permutation(len(entries))
+    ends = np.cumsum(shares[order])
+    ends *= n / ends[-1]
+    marks = rng.random() + np.arange(n)
+    taken = order[np.searchsorted(ends[:-1], marks, side="right")]
+    return [entries[i] for i in rng.permutation(taken).tolist()]
+
+  def weighted(
+    self,
+    pool: str,
+    *,
+    recency: float | None = None,
+    priority: str = "none",
+    max_age: int | None = None,
+    iteration: int | None = None,
+  ) -> tuple[list[ScoredSolution], np.ndarray, int]:
+    """The entries of a pool with the share of draws that each gets.
+
+    The weight of an entry is the product of
+
+      recency     2^(-age / recency)
+      difficulty  4 p (1 - p), highest for problems solved half of the time
+      advantage   |outcome_reward - p|, highest for what was least expected
+
+    with p = (right + 1) / (all + 2) over the entries of D_search proper (found
+    by search, not relabelled) of the same problem: the rule of succession, so
+    that no weight is 0 and a problem that was never searched has p = 1/2.
+    Entries are distinct texts, so p is a rate among these. Replay in proportion
+    to a priority is Schaul et al., arXiv 1511.05952; a draw's importance weight
+    is 1 / (len(entries) * share).
+
+    Args:
+      pool: as in `pool`.
+      recency: half-life of weights, in iterations; None for no decay.
+      priority: "none", "difficulty" or "advantage".
+      max_age: entries that are more iterations old than this are left out; 0
+        keeps the present iteration alone, None keeps all.
+      iteration: the present one, that ages count back from; by default that of
+        the newest entry of any pool.
+
+    Returns:
+      `(entries, shares, num_stale)`: entries oldest first, `[n]` float64 that
+      sums to 1, and how many were too old.
+
+    Raises:
+      ValueError: the pool or the priority is unknown, or an age is negative.
+    """
+    _check_choice("priority", priority, PRIORITIES)
+    if recency is not None and not 0 < recency < np.inf:
+      raise ValueError(
+        f"recency={recency} must be a number of iterations above 0, or None "
+        "for no decay"
+      )
+    entries = self.pool(pool)
+    iterations, success, outcomes = self._weight_columns(pool)
+    ages = np.maximum(self._present(iteration) - iterations, 0)
+    weights = np.ones(len(entries))
+    if recency is not None and len(entries):
+      # From the youngest on, so that a pool that is old as a whole still has
+      # weights above 0.
+      weights *= 0.5 ** ((ages - ages.min()) / recency)
+    if priority == "difficulty":
+      weights *= 4 * success * (1 - success)
+    elif priority == "advantage":
+      weights *= np.abs(outcomes - success)
+    kept = np.flatnonzero(_is_fresh(ages, max_age)).tolist()
+    weights = weights[kept]
+    shares = weights / weights.sum() if kept else weights
+    return [entries[i] for i in kept], shares, len(entries) - len(kept)
+
+  def groups(
+    self,
+    pool: str,
+    iteration: int,
+    *,
+    min_size: int = 2,
+    skip_alike: bool = False,
+  ) -> tuple[list[list[ScoredSolution]], dict[str, int]]:
+    """The solutions of each problem that one iteration found, together.
+
+    A pool keeps a text of a problem once, so a group's mean outcome is over
+    distinct texts; `group_solutions` takes a list with repeats. Arguments and
+    results are those of `group_solutions`, of the entries of that iteration.
+    """
+    found = [e for e in self.pool(pool) if e.iteration == iteration]
+    return group_solutions(found, min_size=min_size, skip_alike=skip_alike)
+
+  def pairs(
+    self,
+    rng: np.random.Generator,
+    pool: str = "search",
+    *,
+    max_per_problem: int = 1,
+    min_gap: float = 0.0,
+    max_age: int | None = None,
+    iteration: int | None = None,
+  ) -> tuple[list[tuple[ScoredSolution, ScoredSolution]], dict[str, int]]:
+    """Pairs of solutions of one problem, the better one first.
+
+    Problems come in the order of their first entry. Of each, pairs are drawn
+    without repeats, uniformly from all whose outcomes differ.
+
+    Args:
+      rng: draws the pairs.
+      pool: as in `pool`.
+      max_per_problem: pairs of one problem.
+      min_gap: the outcomes of a pair differ by more than this.
+      max_age: as in `weighted`.
+      iteration: as in `weighted`.
+
+    Returns:
+      `(pairs, counts)`: (preferred, dispreferred) each, and the counts
+      `pairs`; `problems`, all of them; `all_right` and `all_wrong`, problems
+      without a pair, the former where every outcome is 1; and `stale`, entries
+      that were too old.
+
+    Raises:
+      ValueError: an unknown pool, or a number out of its range.
+    """
+    if max_per_problem < 1:
+      raise ValueError(f"max_per_problem={max_per_problem} must be at least 1")
+    if not 0 <= min_gap < 1:
+      raise ValueError(f"min_gap={min_gap} is not in [0, 1)")
+    entries, _, num_stale = self.weighted(
+      pool, max_age=max_age, iteration=iteration
+    )
+    groups = _by_problem(entries)
+    pairs = []
+    counts = {"all_right": 0, "all_wrong": 0}
+    for group in groups:
+      outcomes = np.array([entry.outcome_reward for entry in group])
+      gaps = outcomes[:, None] - outcomes[None, :]
+      found = np.argwhere(gaps > min_gap)
+      if not len(found):
+        counts["all_right" if outcomes.min() == 1 else "all_wrong"] += 1
+        continue
+      num_drawn = min(max_per_problem, len(found))
+      drawn = rng.choice(len(found), num_drawn, replace=False)
+      pairs += [(group[i], group[j]) for i, j in found[drawn].tolist()]
+    counts |= {"pairs": len(pairs), "problems": len(groups), "stale": num_stale}
+    return pairs, counts
+
+  def _present(self, iteration: int | None) -> int:
+    return self.newest_iteration if iteration is None else iteration
+
+  def _weight_columns(self, pool: str) -> tuple[np.ndarray, ...]:
+    if pool not in self._columns:
+      tried: dict[str, list[int]] = {}
+      for entry in self.pool("search"):
+        counts = tried.setdefault(entry.problem.id, [1, 2])
+        counts[0] += entry.outcome_reward
+        counts[1] += 1
+      entries = self.pool(pool)
+      rates = [tried.get(entry.problem.id, (1, 2)) for entry in entries]
+      self._columns[pool] = (
+        np.array([entry.iteration for entry in entries], np.int64),
+        np.array([right / count for right, count in rates], np.float64),
+        np.array([entry.outcome_reward for entry in entries], np.float64),
+      )
+    return self._columns[pool]
 
   def to_arrays(self) -> dict[str, np.ndarray]:
     """Returns all entries as a flat dict of arrays, none of them empty."""
@@ -225,6 +432,44 @@ def best_correct(
   return best
 
 
+def group_solutions(
+  entries: Iterable[ScoredSolution],
+  *,
+  min_size: int = 2,
+  skip_alike: bool = False,
+) -> tuple[list[list[ScoredSolution]], dict[str, int]]:
+  """Solutions of one problem together, for baselines of a group.
+
+  Group-relative advantages are those of GRPO (arXiv 2402.03300) and leave-one-
+  out ones those of RLOO (arXiv 2402.14740); to leave out groups that teach
+  nothing is the dynamic sampling of DAPO (arXiv 2503.14476).
+
+  Args:
+    entries: solutions, repeats included where they were drawn more than once.
+    min_size: smaller groups are left out; a baseline of others needs 2.
+    skip_alike: leave out groups whose outcomes are all the same: no solution
+      of them has an advantage.
+
+  Returns:
+    `(groups, counts)`: groups in the order of their first solution, and the
+    counts `groups`; `solutions` in them; `small`, groups left out for their
+    size; and `alike`, groups of one outcome, whether left out or not.
+
+  Raises:
+    ValueError: min_size is below 1.
+  """
+  if min_size < 1:
+    raise ValueError(f"min_size={min_size} must be at least 1")
+  found = _by_problem(entries)
+  groups = [group for group in found if len(group) >= min_size]
+  small = len(found) - len(groups)
+  mixed = [g for g in groups if len({e.outcome_reward for e in g}) > 1]
+  alike = len(groups) - len(mixed)
+  groups = mixed if skip_alike else groups
+  counts = {"groups": len(groups), "solutions": sum(map(len, groups))}
+  return groups, counts | {"small": small, "alike": alike}
+
+
 def make_learner_batch(
   prompts: Sequence[np.ndarray],
   entries: Sequence[ScoredSolution],
@@ -310,6 +555,23 @@ def make_learner_batch(
     value_weights=has_value.astype(np.float32),
   )
   return batch, len(entries) - len(kept)
+
+
+def _by_problem(entries) -> list[list[ScoredSolution]]:
+  groups: dict[str, list[ScoredSolution]] = {}
+  for entry in entries:
+    groups.setdefault(entry.problem.id, []).append(entry)
+  return list(groups.values())
+
+
+def _is_fresh(ages: np.ndarray, max_age: int | None) -> np.ndarray:
+  if max_age is None:
+    return np.ones(len(ages), bool)
+  if max_age < 0:
+    raise ValueError(
+      f"max_age={max_age} must be 0 or more iterations, or None for no limit"
+    )
+  return ages <= max_age
 
 
 def _problem_values(problem):

@@ -1,6 +1,7 @@
 """D_search and D_expert against plain lists; rows against a plain loop."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -155,6 +156,240 @@ def test_sampling_repeats_itself_and_is_even():
     experience.sample(np.random.default_rng(0), 1, "hindsight")
   with pytest.raises(ValueError, match="'sarch' is unknown"):
     experience.sample(np.random.default_rng(0), 1, "sarch")
+
+
+def test_the_even_draw_is_what_it_always_was():
+  experience = experiences.Experience(**LIMITS | {"max_search": 50})
+  experience.add([make_entry("p", str(i)) for i in range(10)])
+  drawn = experience.sample(np.random.default_rng(3), 13, "search")
+  # Recorded: a resumed run of an older version draws the same rows.
+  assert "".join(entry.text for entry in drawn) == "9602147538543"
+
+
+def aged_experience():
+  """Problem p solved once in four, q once in one; ages 3, 2, 1, 0 and 0."""
+  experience = experiences.Experience(**LIMITS | {"max_search": 9})
+  experience.add(
+    [make_entry("p", str(i), float(i == 3), iteration=4 + i) for i in range(4)]
+  )
+  experience.add(
+    [
+      make_entry("q", "x", 1.0, iteration=7),
+      make_entry("q", "y", 1.0, iteration=2, source="hindsight"),
+      make_entry("r", "z", 1.0, iteration=7, source="hindsight"),
+    ]
+  )
+  return experience
+
+
+def weights_of(experience, pool="search", **options):
+  entries, shares, num_stale = experience.weighted(pool, **options)
+  assert len(entries) == len(shares) and not num_stale
+  np.testing.assert_allclose(shares.sum(), 1)
+  return dict(zip(names(entries), shares / shares.max(), strict=True))
+
+
+def test_weights_are_products_of_age_and_priority():
+  experience = aged_experience()
+  keys = [("p", "0"), ("p", "1"), ("p", "2"), ("p", "3"), ("q", "x")]
+  aged = 2 ** (-np.array([3, 2, 1, 0, 0]) / 1.5)
+  # p: (1 + 1) / (4 + 2); q: (1 + 1) / (1 + 2).
+  difficulty = np.array([8 / 9] * 5)
+  advantage = np.array([1 / 3, 1 / 3, 1 / 3, 2 / 3, 1 / 3])
+  for options, expected in (
+    ({}, np.ones(5)),
+    ({"recency": 1.5}, aged),
+    ({"priority": "difficulty"}, difficulty),
+    ({"priority": "advantage"}, advantage),
+    ({"priority": "advantage", "recency": 1.5}, advantage * aged),
+  ):
+    found = weights_of(experience, **options)
+    assert list(found) == keys
+    np.testing.assert_allclose(
+      list(found.values()), expected / expected.max(), err_msg=str(options)
+    )
+
+
+def test_priorities_know_success_from_search_alone():
+  # Relabelled solutions are right by making: they say nothing of difficulty.
+  found = weights_of(aged_experience(), "hindsight", priority="difficulty")
+  np.testing.assert_allclose(found["q", "y"], 8 / 9)
+  assert found["r", "z"] == 1  # Never searched: one half.
+  experience = aged_experience()
+  experience.sample(np.random.default_rng(0), 1, "search", priority="advantage")
+  experience.add([make_entry("q", "w", 0.0, iteration=7)])
+  found = weights_of(experience, priority="difficulty")
+  np.testing.assert_allclose(found["q", "x"] / found["p", "0"], 9 / 8)
+
+
+def test_old_entries_are_left_out_and_counted():
+  experience = aged_experience()
+
+  def kept(**options):
+    entries, shares, num_stale = experience.weighted("search", **options)
+    np.testing.assert_allclose(shares, 1 / len(entries))
+    return "".join(e.text for e in entries), num_stale
+
+  assert experience.newest_iteration == 7
+  assert kept() == ("0123x", 0)
+  assert kept(max_age=1) == ("23x", 2)
+  assert kept(max_age=0) == ("3x", 3)
+  assert kept(max_age=2, iteration=8) == ("23x", 2)
+  # Entries of a later iteration are not older than the present.
+  assert kept(max_age=0, iteration=5) == ("123x", 1)
+  rng = np.random.default_rng(0)
+  drawn = experience.sample(rng, 9, "search", max_age=1)
+  assert {entry.text for entry in drawn} == set("23x") and len(drawn) == 9
+  with pytest.raises(ValueError, match="has 5 entries, all older than max_age"):
+    experience.sample(rng, 3, "search", max_age=1, iteration=20)
+  with pytest.raises(ValueError, match="'demonstration' is empty: nothing"):
+    experience.sample(rng, 3, "demonstration", max_age=1)
+  # However old a pool is as a whole, its youngest lead.
+  _, shares, _ = experience.weighted("search", recency=0.5, iteration=10**6)
+  assert shares[-1] == shares[-2] > 0.4
+
+
+@pytest.mark.parametrize("n", [2, 7])
+def test_draws_by_weight_have_the_expected_frequencies(n):
+  experience = aged_experience()
+  options = {"recency": 1.5, "priority": "advantage"}
+  entries, shares, _ = experience.weighted("search", **options)
+  index = {key: i for i, key in enumerate(names(entries))}
+  counts, num_draws = np.zeros((2000, 5)), 2000
+  firsts = np.zeros(5)
+  for seed in range(num_draws):
+    rng = np.random.default_rng(seed)
+    drawn = names(experience.sample(rng, n, "search", **options))
+    assert len(drawn) == n
+    firsts[index[drawn[0]]] += 1
+    for key in drawn:
+      counts[seed, index[key]] += 1
+  expected = n * shares
+  assert np.all(np.abs(counts - expected) < 1)
+  error = 5 * np.sqrt(expected * 1.0 / num_draws)
+  assert np.all(np.abs(counts.mean(axis=0) - expected) < error)
+  # The order is random too: any entry may come first, by its share.
+  error = 5 * np.sqrt(shares / num_draws)
+  assert np.all(np.abs(firsts / num_draws - shares) < error)
+  if n == 2:
+    # Any two may come together, whatever their places in the pool.
+    together = {tuple(np.flatnonzero(row).tolist()) for row in counts}
+    assert together >= set(itertools.combinations(range(5), 2))
+  again = experience.sample(np.random.default_rng(1), n, "search", **options)
+  drawn = experience.sample(np.random.default_rng(1), n, "search", **options)
+  assert names(again) == names(drawn)
+  rng = np.random.default_rng(0)
+  assert experience.sample(rng, 0, "search", **options) == []
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"recency": 0}, "recency=0 must be a number of iterations above 0"),
+    ({"recency": float("nan")}, "recency=nan"),
+    ({"max_age": -1}, "max_age=-1 must be 0 or more"),
+    ({"priority": "hard"}, "priority='hard' is unknown; take one of none"),
+  ],
+)
+def test_bad_weights_are_refused(options, message):
+  rng = np.random.default_rng(0)
+  with pytest.raises(ValueError, match=message):
+    aged_experience().sample(rng, 1, "search", **options)
+
+
+def grouped_entries():
+  return [
+    make_entry("p", "a", 1.0, iteration=3),
+    make_entry("q", "b", 0.0, iteration=3),
+    make_entry("p", "c", 0.0, iteration=3),
+    make_entry("p", "d", 0.0, iteration=2),
+    make_entry("q", "e", 0.0, iteration=3),
+    make_entry("r", "f", 1.0, iteration=3),
+    make_entry("p", "g", 0.0, iteration=3),
+    make_entry("s", "h", 1.0, iteration=3),
+    make_entry("s", "i", 1.0, iteration=3),
+  ]
+
+
+def texts_of(groups):
+  return ["".join(entry.text for entry in group) for group in groups]
+
+
+def test_groups_are_of_one_problem_and_one_iteration():
+  experience = experiences.Experience(**LIMITS | {"max_search": 20})
+  experience.add(grouped_entries())
+  groups, counts = experience.groups("search", 3)
+  assert texts_of(groups) == ["acg", "be", "hi"]
+  assert counts == {"groups": 3, "solutions": 7, "small": 1, "alike": 2}
+  groups, counts = experience.groups("search", 3, skip_alike=True)
+  assert texts_of(groups) == ["acg"]
+  assert counts == {"groups": 1, "solutions": 3, "small": 1, "alike": 2}
+  groups, counts = experience.groups("search", 3, min_size=1)
+  assert texts_of(groups) == ["acg", "be", "f", "hi"]
+  assert counts == {"groups": 4, "solutions": 8, "small": 0, "alike": 3}
+  groups, counts = experience.groups("search", 9)
+  assert groups == [] and set(counts.values()) == {0}
+  with pytest.raises(ValueError, match="min_size=0 must be at least 1"):
+    experience.groups("search", 3, min_size=0)
+
+
+def test_groups_of_a_list_keep_what_was_drawn_twice():
+  a, b = make_entry("p", "a", 1.0), make_entry("p", "b")
+  groups, counts = experiences.group_solutions([a, b, a])
+  assert texts_of(groups) == ["aba"] and counts["solutions"] == 3
+
+
+def test_pairs_prefer_the_better_of_the_same_problem():
+  experience = experiences.Experience(**LIMITS | {"max_search": 20})
+  experience.add([*grouped_entries(), make_entry("p", "j", 0.5, iteration=3)])
+  rng = np.random.default_rng(0)
+  pairs, counts = experience.pairs(rng, max_per_problem=99)
+  assert sorted(texts_of(pairs)) == ["ac", "ad", "ag", "aj", "jc", "jd", "jg"]
+  for better, worse in pairs:
+    assert better.problem.id == worse.problem.id == "p"
+  assert counts == {
+    "pairs": 7,
+    "problems": 4,
+    "all_right": 2,
+    "all_wrong": 1,
+    "stale": 0,
+  }
+  pairs, _ = experience.pairs(rng, max_per_problem=99, min_gap=0.5)
+  assert sorted(texts_of(pairs)) == ["ac", "ad", "ag"]
+  # A problem that is partly right and has no pair is not all right.
+  _, counts = experience.pairs(rng, min_gap=0.99)
+  assert (counts["all_right"], counts["all_wrong"]) == (2, 1)
+  experience.add([make_entry("t", "k", 1.0), make_entry("t", "l", 0.5)])
+  _, counts = experience.pairs(rng, min_gap=0.5)
+  assert (counts["all_right"], counts["all_wrong"]) == (2, 2)
+  pairs, counts = experience.pairs(rng, max_per_problem=99, max_age=0)
+  assert sorted(texts_of(pairs)) == ["ac", "ag", "aj", "jc", "jg"]
+  assert counts["stale"] == 3
+  pairs, counts = experience.pairs(rng, max_age=1, iteration=9)
+  assert pairs == [] and counts["stale"] == 12 and counts["problems"] == 0
+
+
+def test_pairs_are_drawn_evenly_and_repeat_themselves():
+  experience = experiences.Experience(**LIMITS | {"max_search": 20})
+  experience.add([make_entry("q", str(i), float(i < 2)) for i in range(5)])
+  experience.add([make_entry("p", str(i), float(i < 1)) for i in range(3)])
+  counts = {}
+  for seed in range(600):
+    rng = np.random.default_rng(seed)
+    pairs, _ = experience.pairs(rng, max_per_problem=2)
+    again, _ = experience.pairs(np.random.default_rng(seed), max_per_problem=2)
+    assert texts_of(pairs) == texts_of(again)
+    assert [pair[0].problem.id for pair in pairs] == list("qqpp")
+    assert len(set(texts_of(pairs[:2]))) == 2
+    for text in texts_of(pairs[:2]):
+      counts[text] = counts.get(text, 0) + 1
+  # 1,200 draws of 6 pairs: 200 each, standard deviation below 12.
+  assert len(counts) == 6
+  assert all(abs(count - 200) < 60 for count in counts.values())
+  with pytest.raises(ValueError, match="max_per_problem=0 must be"):
+    experience.pairs(rng, max_per_problem=0)
+  with pytest.raises(ValueError, match=r"min_gap=1 is not in \[0, 1\)"):
+    experience.pairs(rng, min_gap=1)
 
 
 def test_arrays_hold_everything_exactly():
