@@ -116,6 +116,14 @@ def get_config(arg=None):
   config.learn.num_microbatches = 1  # groups of rows, on each device
   config.learn.value_coefficient = 0.25  # of the value loss
   config.learn.average_decay = 0.995  # of the parameters that search
+  config.learn.learning_rate_scale = 1.0  # of the schedule's rate
+  config.learn.reference = "none"  # policy to stay near: none, start, iteration
+  # Options of rows.policy_gradient, rows.best and rows.pairs, see
+  # o1jax/rollouts.py and o1jax/learning/objective.py.
+  config.learn.advantages = ConfigDict()
+  config.learn.policy_gradient = ConfigDict()
+  config.learn.preference = ConfigDict()
+  config.learn.pairs = ConfigDict()
   config.learn.rows = ConfigDict()  # of a batch, by kind
   config.learn.rows.search = 64
   config.learn.rows.expert = 32
@@ -133,6 +141,10 @@ def get_config(arg=None):
   config.learn.optimizer.clip_norm = 1.0
   config.learn.optimizer.b1 = 0.9
   config.learn.optimizer.b2 = 0.99
+
+  config.regimes = ConfigDict()  # ways to learn in turn; see o1jax/regimes.py
+  config.regimes.names = ()  # in order; none: one, with the fields as they are
+  config.regimes.changes = ConfigDict()  # name: fields that it changes
 
   config.experience = ConfigDict()
   config.experience.max_search = 200_000  # solutions kept

@@ -5,27 +5,33 @@ solver agree on what the fields mean.
 """
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from o1jax import config as config_lib
-from o1jax import jsonl, rows
+from o1jax import fresh_rows, jsonl, rows
 from o1jax import mesh as mesh_lib
 from o1jax.combinations import REVISIONS
 from o1jax.config import user_input
 from o1jax.encoding import Lengths, Policy, encode_problems
 from o1jax.evaluation import Evaluator
 from o1jax.experience import Experience
+from o1jax.fresh_rows import FreshRows
+from o1jax.learning import update
+from o1jax.learning.objective import Objective, PolicyGradient, Preference
 from o1jax.learning.optimizer import Optimizer, make_optimizer
 from o1jax.policy.config import TransformerConfig
-from o1jax.policy.network import make_network
+from o1jax.policy.network import make_network, next_token_log_probs
 from o1jax.policy.tokenizer import Tokenizer, train_tokenizer
+from o1jax.regimes import Schedule
+from o1jax.rollouts import Advantages, Pairs
 from o1jax.solver import Solver
 from o1jax.tasks import make_task
 from o1jax.tasks.task import Task
@@ -54,6 +60,11 @@ GROUPS = {
     },
   ),
   "learn.optimizer": (make_optimizer, {"total_updates"}),
+  "learn.advantages": (Advantages, set()),
+  "learn.policy_gradient": (PolicyGradient, set()),
+  "learn.preference": (Preference, set()),
+  "learn.pairs": (Pairs, set()),
+  "regimes": (Schedule, {"known"}),
   "experience": (Experience, set()),
   "evaluation": (Evaluator, {"policy", "task", "mesh"}),
 }
@@ -66,10 +77,24 @@ OPEN_GROUPS = (
   "search.cache.",
   "search.guidance.",
   "learn.rows.",
+  "regimes.changes.",
   "evaluation.rule_options.",
   "evaluation.options.",
   "evaluation.guidance.",
 )
+
+# Groups without a field that has to be there; the groups have to.
+EMPTY_GROUPS = (
+  "learn.advantages",
+  "learn.policy_gradient",
+  "learn.preference",
+  "learn.pairs",
+)
+# What a regime may change: not what spans the run, or what it is counted by.
+CHANGED_BY_REGIMES = ("search.", "learn.")
+NEVER_CHANGED = ("learn.optimizer.", "learn.num_updates", "search.num_problems")
+# The one regime of a config that names none.
+ONLY_REGIME = "learn"
 
 # All other fields, and numbers of the groups above: the least that each may
 # be. A field has the type of the value here.
@@ -102,7 +127,10 @@ LEAST = {
   "learn.num_microbatches": 1,
   "learn.value_coefficient": 0.0,
   "learn.average_decay": 0.0,
+  "learn.learning_rate_scale": 0.0,
+  "learn.reference": "",
   "learn.optimizer.warmup_updates": 0,
+  "regimes.names": (),
   "experience.path": "",
   "evaluation.num_problems": 1,
   "evaluation.batch_size": 1,
@@ -124,6 +152,25 @@ TYPE_NAMES = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Regime:
+  """One way in which a run searches and learns.
+
+  Attributes:
+    config: of the run, with the regime's changes.
+    solver: the search that learning learns from.
+    learn_rows: batches of its mix.
+    fresh_rows: what of them is made anew in every iteration.
+    update_fn: see `learning.update.make_updates`.
+  """
+
+  config: Any
+  solver: Solver
+  learn_rows: rows.RowMaker
+  fresh_rows: FreshRows
+  update_fn: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class Parts:
   """What a run is made of.
 
@@ -131,10 +178,11 @@ class Parts:
     task: problems and their checker.
     policy: network, tokenizer and shapes.
     mesh: devices.
-    solver: the search that learning learns from.
     evaluator: compares strategies on held-out problems.
     optimizer: with its schedule over the whole run.
-    initialize_rows, learn_rows: batches of the two phases.
+    initialize_rows: batches of the first phase.
+    regimes: ways to search and learn, by name.
+    schedule: their order.
     experience: what a run begins with: empty, or read from a file.
     heldout: problems that strategies are compared on.
   """
@@ -142,13 +190,18 @@ class Parts:
   task: Task
   policy: Policy
   mesh: Mesh
-  solver: Solver
   evaluator: Evaluator
   optimizer: Optimizer
   initialize_rows: rows.RowMaker
-  learn_rows: rows.RowMaker
+  regimes: Mapping[str, Regime]
+  schedule: Schedule
   experience: Experience
   heldout: Sequence[Problem]
+
+  @property
+  def first(self) -> Regime:
+    """The regime that the run begins with."""
+    return self.regimes[self.schedule.names[0]]
 
 
 def check_fields(config: Any) -> None:
@@ -184,6 +237,10 @@ def check_fields(config: Any) -> None:
       is_optional = f"{parent}.{field}" in types
       if field not in config[parent] and not is_optional:
         raise ValueError(f"the config lacks the group {parent}.{field}")
+    for name in EMPTY_GROUPS:
+      parent, field = name.split(".")
+      if field not in config[parent]:
+        raise ValueError(f"the config lacks the group {name}")
     if not config.num_iterations + config.initialize.num_iterations:
       raise ValueError(
         "num_iterations=0 and initialize.num_iterations=0: there is nothing "
@@ -289,14 +346,22 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
   """
   task = task_of(config)
   policy = policy_of(config, tokenizer_of(config, task, workdir))
+  configs = regime_configs(config)
   with user_input():
-    for name, mix in (
-      ("initialize.rows", config.initialize.rows),
-      ("learn.rows", config.learn.rows),
-    ):
-      rows.check_mix(mix, task, name)
+    mixes = {"initialize.rows": config.initialize.rows}
+    for name, changed in configs.items():
+      label = "learn.rows" if name == ONLY_REGIME else f"learn.rows of {name}"
+      mixes[label] = changed.learn.rows
+    for label, mix in mixes.items():
+      rows.check_mix(mix, task, label)
       for count in rows.group_sizes(mix, policy.lengths).values():
-        _check_rows(count, name, config, mesh)
+        _check_rows(count, label, config, mesh)
+    for kind in rows.FRESH:
+      if mixes["initialize.rows"].get(kind):
+        raise ValueError(
+          f"initialize.rows.{kind}: nothing is searched in that phase; set it "
+          "to 0"
+        )
     for name in ("initialize", "learn"):
       count, calls = config[name].num_updates, config.learn.updates_per_call
       if count % calls:
@@ -304,16 +369,6 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
           f"{name}.num_updates={count} is not a multiple of "
           f"learn.updates_per_call={calls}"
         )
-    search = config.search.to_dict()
-    search.pop("num_problems")
-    mesh_lib.check_divides("search.batch_size", search["batch_size"], mesh)
-    if search["strategy"] in REVISIONS:
-      raise ValueError(
-        f"search.strategy={search['strategy']!r} finds answers that follow "
-        "others in one text, which learning does not read: choose another "
-        "here, and compare with it in evaluation"
-      )
-    solver = Solver(policy, mesh=mesh, task=task, **search)
     optimizer = make_optimizer(
       total_updates=total_updates(config), **config.learn.optimizer
     )
@@ -326,18 +381,163 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
     rng = np.random.default_rng(config.seed)
     encode_problems(policy, task.sample_problems(rng, 16))
     initialize_rows = rows.RowMaker(policy, task, config.initialize.rows)
-    learn_rows = rows.RowMaker(policy, task, config.learn.rows)
+    regimes = make_regimes(configs, task, policy, optimizer, mesh)
   return Parts(
     task=task,
     policy=policy,
     mesh=mesh,
-    solver=solver,
     evaluator=evaluator,
     optimizer=optimizer,
     initialize_rows=initialize_rows,
-    learn_rows=learn_rows,
+    regimes=regimes,
+    schedule=schedule_of(config),
     experience=first_experience(config, policy, task),
     heldout=heldout,
+  )
+
+
+def schedule_of(config: Any) -> Schedule:
+  """The order of the config's regimes.
+
+  Raises:
+    UserError: a name that is unknown, or a number out of range.
+  """
+  options = config.regimes.to_dict()
+  known = options.pop("changes")
+  if not options["names"]:
+    options["names"], known = (ONLY_REGIME,), (ONLY_REGIME,)
+  with user_input():
+    return Schedule(known=tuple(known), **options)
+
+
+def regime_configs(config: Any) -> dict[str, Any]:
+  """The config of each regime: the run's own with the regime's changes.
+
+  Raises:
+    UserError: a regime that the schedule leaves out, or a change of a field
+      that there is not, or that must not change.
+  """
+  names = schedule_of(config).names
+  if names == (ONLY_REGIME,) and not config.regimes.changes:
+    return {ONLY_REGIME: config}
+  configs = {}
+  with user_input():
+    for name, changes in config.regimes.changes.items():
+      if name not in names:
+        raise ValueError(
+          f"regimes.changes.{name} is not in regimes.names={names}: put it "
+          "there, or take it out"
+        )
+      for change in changes:
+        field = change.partition("=")[0]
+        is_open = field.startswith(CHANGED_BY_REGIMES)
+        if not is_open or field.startswith(NEVER_CHANGED):
+          raise ValueError(
+            f"regimes.changes.{name} changes {field}, which stays the same in "
+            "a run: a regime changes fields of search and learn, but none of "
+            f"{', '.join(NEVER_CHANGED)}"
+          )
+      changed = config.copy_and_resolve_references()
+      config_lib.apply_overrides(changed.lock(), changes)
+      check_fields(changed)
+      configs[name] = changed
+  return configs
+
+
+def make_regimes(
+  configs: Mapping[str, Any],
+  task: Task,
+  policy: Policy,
+  optimizer: Optimizer,
+  mesh: Mesh,
+) -> dict[str, Regime]:
+  """The parts of each regime.
+
+  Raises:
+    ValueError: fields that do not fit together.
+  """
+
+  @functools.cache
+  def update_of(objective, num_microbatches, average_decay, scale):
+    # Regimes that learn by the same rule share its program.
+    return update.make_updates(
+      log_probs_of(policy, objective),
+      optimizer,
+      objective=objective,
+      num_microbatches=num_microbatches,
+      average_decay=average_decay,
+      learning_rate_scale=scale,
+      mesh=mesh,
+    )
+
+  score_fn = update.make_score(log_probs_of(policy, Objective()), mesh=mesh)
+  regimes = {}
+  for name, config in configs.items():
+    learn, search = config.learn, config.search.to_dict()
+    search.pop("num_problems")
+    mesh_lib.check_divides("search.batch_size", search["batch_size"], mesh)
+    if search["strategy"] in REVISIONS:
+      raise ValueError(
+        f"search.strategy={search['strategy']!r} finds answers that follow "
+        "others in one text, which learning does not read: choose another "
+        "here, and compare with it in evaluation"
+      )
+    objective = Objective(
+      value_coefficient=learn.value_coefficient,
+      policy_gradient=PolicyGradient(**learn.policy_gradient),
+      preference=Preference(**learn.preference),
+    )
+    advantages = Advantages(**learn.advantages)
+    notice = fresh_rows.check(
+      learn.rows,
+      reference=learn.reference,
+      advantages=advantages,
+      objective=objective,
+      search=search,
+    )
+    if notice:
+      print(notice, flush=True)
+    regimes[name] = Regime(
+      config=config,
+      solver=Solver(policy, mesh=mesh, task=task, **search),
+      learn_rows=rows.RowMaker(policy, task, learn.rows),
+      fresh_rows=FreshRows(
+        policy,
+        learn.rows,
+        score_fn,
+        advantages=advantages,
+        pairs=Pairs(**learn.pairs),
+      ),
+      update_fn=update_of(
+        objective,
+        learn.num_microbatches,
+        learn.average_decay,
+        learn.learning_rate_scale,
+      ),
+    )
+  return regimes
+
+
+def log_probs_of(policy: Policy, objective: Objective) -> update.LogProbsFn:
+  """What the update asks of the policy's network."""
+  has_entropy = objective.policy_gradient.entropy_coefficient > 0
+
+  def log_probs_fn(params, tokens, lengths):
+    return next_token_log_probs(
+      policy.network, params, tokens, lengths, with_entropy=has_entropy
+    )
+
+  return log_probs_fn
+
+
+def has_reference(config: Any) -> bool:
+  """Whether a run keeps the parameters of a reference."""
+  # Runs of earlier versions have no such field.
+  if "reference" not in config.learn:
+    return False
+  return any(
+    changed.learn.reference != "none"
+    for changed in regime_configs(config).values()
   )
 
 

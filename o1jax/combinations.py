@@ -15,6 +15,10 @@ REVISIONS = ("revision", "mctsr")
 # Those that sample candidates side by side, so that equal ones stay apart.
 SIDE_BY_SIDE = ("speculative_rejection", "revision")
 STRATEGIES = (*strategies.STRATEGIES, "majority_vote")
+# Those whose solutions are draws of the policy, all of them kept: the density
+# that importance weights need exists. The others choose with which draws they
+# go on (by argmax over scores or over visits), and of a choice there is none.
+DRAWN = ("best_of_n", "majority_vote")
 # Who criticises an answer that is revised.
 FEEDBACKS = ("policy", "checker")
 
@@ -22,6 +26,27 @@ FEEDBACKS = ("policy", "checker")
 def search_name(strategy: str) -> str:
   """The name of its search in search/strategies.py."""
   return "best_of_n" if strategy == "majority_vote" else strategy
+
+
+def density(
+  strategy: str, top_k: int, top_p: float, min_p: float
+) -> tuple[bool, str]:
+  """Whether a search's solutions have a density under what drew them, and why.
+
+  Returns:
+    `(exists, one sentence)`.
+  """
+  if strategy not in DRAWN:
+    return False, (
+      f"search.strategy={strategy!r} chooses which draws it goes on with, so "
+      "its solutions have no density"
+    )
+  if top_k or top_p < 1 or min_p:
+    return False, (
+      f"search.top_k={top_k}, top_p={top_p} and min_p={min_p} leave out tokens "
+      "that the policy gives mass to"
+    )
+  return True, f"solutions of search.strategy={strategy!r} are draws"
 
 
 def check_combination(

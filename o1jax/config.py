@@ -37,6 +37,12 @@ MANIFEST = "manifest.json"
 OPEN_GROUPS = {
   "initialize.rows": 0,
   "learn.rows": 0,
+  "learn.advantages": None,
+  "learn.policy_gradient": None,
+  "learn.preference": None,
+  "learn.pairs": None,
+  "regimes": None,
+  "regimes.changes": (),
   "search.cache": None,
   "search.guidance": 0.0,
   "search.options": None,

@@ -25,13 +25,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from o1jax import build, jsonl, metrics, report, tasks
+from o1jax import build, jsonl, metrics, regimes, report, rollouts, tasks
 from o1jax import config as config_lib
-from o1jax.build import Parts
+from o1jax.build import Parts, Regime
 from o1jax.checkpoint import Checkpoints
 from o1jax.experience import Experience
 from o1jax.learning import update
-from o1jax.policy.network import next_token_log_probs
+from o1jax.learning.baselines import MovingBaseline
+from o1jax.regimes import RegimeState
+from o1jax.rollouts import Deck
 from o1jax.rows import DEMONSTRATIONS as DEMONSTRATION_KINDS
 from o1jax.rows import RowMaker
 from o1jax.search.tree import ROOT
@@ -101,27 +103,47 @@ def run(
   # Claimed by a config that is known to work.
   config_lib.open_workdir(workdir, config)
   build.keep_tokenizer(parts.policy.tokenizer, workdir)
-  with config_lib.writing(workdir), contextlib.closing(parts.solver):
+  with config_lib.writing(workdir), contextlib.ExitStack() as stack:
+    for regime in parts.regimes.values():
+      stack.enter_context(contextlib.closing(regime.solver))
     with contextlib.closing(RunWriter(workdir, config)) as writer:
-      state, experience, first = restore(config, parts, writer)
-      state = loop(config, parts, writer, state, experience, first, profile)
+      progress = restore(config, parts, writer)
+      state = loop(config, parts, writer, progress, profile)
     # Also where the run was killed between its last save and the report.
     report.write_report(workdir)
   return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """All that survives an iteration.
+
+  Attributes:
+    state: of the trainer.
+    experience: what was found.
+    regime: where the run stands in its schedule.
+    moving: baseline of the iterations before.
+    iteration: number of the next one.
+  """
+
+  state: update.TrainState
+  experience: Experience
+  regime: RegimeState
+  moving: MovingBaseline
+  iteration: int
 
 
 def loop(
   config: Any,
   parts: Parts,
   writer: "RunWriter",
-  state: update.TrainState,
-  experience: Experience,
-  first: int,
+  progress: Progress,
   profile: bool,
 ) -> update.TrainState:
-  """Iterations from `first` on: search, score, learn, evaluate, save."""
-  update_fn = make_updates(config, parts)
+  """The iterations that are left: search, score, learn, evaluate, save."""
   _, loop_key = run_keys(config)
+  state, experience = progress.state, progress.experience
+  standing, moving, first = progress.regime, progress.moving, progress.iteration
   num_initial = config.initialize.num_iterations
   last = num_initial + config.num_iterations
   for iteration in metrics.progress(range(first, last), "run", last - first):
@@ -129,50 +151,65 @@ def loop(
       clock = metrics.Clock()
       key = jax.random.fold_in(loop_key, iteration)
       search_key, evaluation_key = jax.random.split(key)
-      values: dict[str, Any] = {}
-      if iteration < num_initial:
-        maker, count = parts.initialize_rows, config.initialize.num_updates
+      rng = stream(config, iteration, ROWS)
+      regime = parts.regimes[parts.schedule.name(standing)]
+      is_initial = iteration < num_initial
+      if is_initial:
         values = demonstration_metrics(config, parts, iteration)
+        maker, count = parts.initialize_rows, config.initialize.num_updates
+        decks = {}
       else:
-        searched = search(config, parts, state, search_key, iteration)
-        scored, values = score(config, parts, searched, iteration)
+        state = with_reference(regime, state, standing)
+        searched = search(config, parts, regime, state, search_key, iteration)
+        verdicts = [parts.evaluator.judge(one) for one in searched]
+        scored, values = score(regime, parts, searched, verdicts, iteration)
         experience.add(scored)
         writer.samples(iteration, searched, scored)
+        decks, moving, numbers = regime.fresh_rows.decks(
+          state, searched, verdicts, experience, moving, rng, iteration
+        )
+        values |= numbers
         values["search_seconds"] = clock.lap()
-        maker, count = parts.learn_rows, config.learn.num_updates
-      rng = stream(config, iteration, ROWS)
+        maker, count = regime.learn_rows, config.learn.num_updates
       state, learned = learn(
-        config, update_fn, state, maker, experience, rng, count
+        config, regime.update_fn, state, maker, experience, rng, count, decks
       )
       learned["learn_seconds"] = clock.lap()
       rows = evaluate(config, parts, state, evaluation_key, iteration, last)
       values |= learned | flatten_rows(rows)
       values["evaluate_seconds"] = clock.lap()
+    if not is_initial:
+      values["regime"] = standing.index
+      standing, reason = regimes.advance(
+        parts.schedule,
+        standing,
+        values["eval/greedy_accuracy"],
+        iteration=iteration,
+      )
+      if reason:
+        values["regime_change"] = reason
+        print(reason, flush=True)
     values["compile_seconds"] = clock.compilation()
     values["seconds"] = clock.total()
-    phase = "initialize" if iteration < num_initial else "iteration"
+    phase = "initialize" if is_initial else "iteration"
     writer.row(phase, iteration, values, rows)
     if (
       iteration == last - 1 or (iteration + 1) % config.checkpoint.interval == 0
     ):
-      writer.checkpoint(iteration, state, experience, values)
+      done = Progress(state, experience, standing, moving, iteration)
+      writer.checkpoint(done, values)
   return state
 
 
-def make_updates(config: Any, parts: Parts) -> Any:
-  """The jitted updates of the run; see `learning.update.make_updates`."""
-
-  def log_probs_fn(params, tokens, lengths):
-    return next_token_log_probs(parts.policy.network, params, tokens, lengths)
-
-  return update.make_updates(
-    log_probs_fn,
-    parts.optimizer,
-    num_microbatches=config.learn.num_microbatches,
-    value_coefficient=config.learn.value_coefficient,
-    average_decay=config.learn.average_decay,
-    mesh=parts.mesh,
+def with_reference(
+  regime: Regime, state: update.TrainState, standing: RegimeState
+) -> update.TrainState:
+  """The state with a new reference, where the regime asks for one now."""
+  kept = regime.config.learn.reference
+  is_due = kept == "iteration" or (
+    kept == "start" and not standing.num_iterations
   )
+  return update.with_reference(state) if is_due else state
 
 
 def run_keys(config: Any) -> tuple[jax.Array, jax.Array]:
@@ -186,30 +223,42 @@ def stream(config: Any, iteration: int, name: int) -> np.random.Generator:
   return np.random.default_rng([config.seed, iteration, name])
 
 
-def restore(
-  config: Any, parts: Parts, writer: "RunWriter"
-) -> tuple[update.TrainState, Experience, int]:
-  """State, experience and number of the next iteration, from the workdir."""
+def restore(config: Any, parts: Parts, writer: "RunWriter") -> Progress:
+  """What the run begins or goes on with, from the workdir."""
   first_key, _ = run_keys(config)
   params = parts.policy.network.init(first_key)
-  state = update.make_state(params, parts.optimizer, parts.mesh)
+  state = update.make_state(
+    params,
+    parts.optimizer,
+    parts.mesh,
+    has_reference=build.has_reference(config),
+  )
   step = writer.checkpoints.latest()
   if step is None:
     writer.truncate(0)
-    return state, parts.experience, 0
+    return Progress(
+      state, parts.experience, RegimeState(), rollouts.moving_from(None), 0
+    )
   with config_lib.user_input():
     restored = writer.checkpoints.restore(step, state)
     writer.truncate(restored.meta["metrics_cursor"])
+    standing = RegimeState.from_dict(restored.meta["regime"])
   print(f"resuming after iteration {step}", flush=True)
-  experience = Experience.from_arrays(
-    restored.host, **build.experience_limits(config)
+  return Progress(
+    state=restored.state,
+    experience=Experience.from_arrays(
+      restored.host, **build.experience_limits(config)
+    ),
+    regime=standing,
+    moving=rollouts.moving_from(restored.meta["moving_baseline"]),
+    iteration=step + 1,
   )
-  return restored.state, experience, step + 1
 
 
 def search(
   config: Any,
   parts: Parts,
+  regime: Regime,
   state: update.TrainState,
   key: jax.Array,
   iteration: int,
@@ -217,25 +266,28 @@ def search(
   """Searches new training problems with the present policy."""
   rng = stream(config, iteration, PROBLEMS)
   problems = parts.task.sample_problems(rng, config.search.num_problems)
-  return parts.solver(state.average_params, key, problems)
+  return regime.solver(state.average_params, key, problems)
 
 
 def score(
-  config: Any, parts: Parts, searched: Sequence[Searched], iteration: int
+  regime: Regime,
+  parts: Parts,
+  searched: Sequence[Searched],
+  verdicts: Sequence[Sequence[Verdict]],
+  iteration: int,
 ) -> tuple[list[ScoredSolution], dict[str, float]]:
-  """Judges every finished solution; relabels failures where rows want them.
+  """Takes every finished solution; relabels failures where rows want them.
 
   Returns:
     The scored solutions, and numbers: share of problems solved, solutions a
     problem, share of proposed steps that are illegal, and the search's costs.
   """
-  mix = config.learn.rows
+  mix = regime.config.learn.rows
   relabels = "hindsight" in mix and mix.hindsight > 0
   scored = []
-  for one in searched:
-    verdicts = parts.evaluator.judge(one)
+  for one, judged in zip(searched, verdicts, strict=True):
     weights = step_weights(one)
-    for solution, verdict in zip(one.solutions, verdicts, strict=True):
+    for solution, verdict in zip(one.solutions, judged, strict=True):
       if not solution.is_finished:
         continue
       entry = scored_solution(one, solution, verdict, weights, iteration)
@@ -365,6 +417,7 @@ def learn(
   experience: Experience,
   rng: np.random.Generator,
   num_updates: int,
+  decks: Mapping[str, Deck],
 ) -> tuple[update.TrainState, dict[str, float]]:
   """Makes `num_updates` updates, some in each call of the program.
 
@@ -381,15 +434,15 @@ def learn(
   history, dropped = [], 0
   calls = num_updates // per_call
   for _ in metrics.progress(range(calls), "learn", calls):
-    batches, num_dropped = maker.batches(rng, experience, per_call)
+    batches, num_dropped = maker.batches(rng, experience, per_call, decks)
     state, numbers = update_fn(state, batches)
     history.append(numbers)
     dropped += num_dropped
   history = jax.device_get(history)
-  values = {
-    f"learn/{name}": float(np.mean([numbers[name] for numbers in history]))
-    for name in history[0]
-  }
+  values = {}
+  for name in history[0]:
+    merge = {"max_ratio": np.max, "min_ratio": np.min}.get(name, np.mean)
+    values[f"learn/{name}"] = float(merge([n[name] for n in history]))
   if values.pop("learn/is_finite") < 1:
     raise config_lib.UserError(
       "a gradient was not finite: lower learn.optimizer.learning_rate or "
@@ -509,18 +562,20 @@ class RunWriter:
 
   def checkpoint(
     self,
-    iteration: int,
-    state: update.TrainState,
-    experience: Experience,
+    done: Progress,
     values: Mapping[str, float],
   ) -> None:
-    """Saves all that survives the iteration; updates the report."""
+    """Saves all that survives the iteration done; updates the report."""
     with config_lib.user_input():
       self.checkpoints.save(
-        iteration,
-        state=state,
-        host=experience.to_arrays(),
-        meta={"metrics_cursor": self._jsonl.cursor()},
+        done.iteration,
+        state=done.state,
+        host=done.experience.to_arrays(),
+        meta={
+          "metrics_cursor": self._jsonl.cursor(),
+          "regime": done.regime.to_dict(),
+          "moving_baseline": rollouts.moving_record(done.moving),
+        },
         metric=values["eval/greedy_accuracy"],
       )
     report.write_report(self.workdir)

@@ -77,7 +77,9 @@ def from_workdir(
       total_updates=build.total_updates(config), **config.learn.optimizer
     )
     params = policy.network.init(jax.random.key(config.seed))
-    target = update.make_state(params, optimizer, mesh)
+    target = update.make_state(
+      params, optimizer, mesh, has_reference=build.has_reference(config)
+    )
     state = checkpoints.restore(iteration, target).state
   params = mesh_lib.replicate(state.average_params, mesh)
   return Trained(config, task, policy, params, mesh, iteration)

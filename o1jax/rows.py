@@ -25,19 +25,30 @@ of their own width, so that the others stay cheap:
   expert          D_expert: cloning of correct solutions
   hindsight       D_search: cloning of failures relabelled with what they reach
   value           D_search: the outcome as the value's target, nothing else
+  policy_gradient this iteration: every draw, with its advantage
+  best            this iteration: the best draw of each problem, cloned
+  pairs           a preferred and a dispreferred solution, or step: a row each
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from o1jax.encoding import Lengths, Policy
 from o1jax.experience import Experience, make_learner_batch
+from o1jax.rollouts import Deck
 from o1jax.tasks import reflection
 from o1jax.tasks.task import Task
-from o1jax.types import LearnerBatch, Problem, ScoredSolution
+from o1jax.types import (
+  LearnerBatch,
+  PolicyGradientBatch,
+  PreferenceBatch,
+  Problem,
+  ScoredSolution,
+)
 
 # Kind of row -> kind of demonstration of the task.
 DEMONSTRATIONS = {
@@ -58,6 +69,12 @@ POOLS = {
   "hindsight": ("hindsight", "ones", "none"),
   "value": ("search", "zeros", "all"),
 }
+# Kinds that are made anew in every iteration (`fresh_rows`), and their group.
+FRESH = {
+  "policy_gradient": PolicyGradientBatch,
+  "best": LearnerBatch,
+  "pairs": PreferenceBatch,
+}
 # Demonstrations by which the length of such rows is judged.
 _NUM_TRIED = 500
 
@@ -70,7 +87,7 @@ def check_mix(mix: Mapping[str, int], task: Task, name: str) -> int:
       negative number, or no rows at all; names the config field.
   """
   for kind, count in mix.items():
-    known = [*DEMONSTRATIONS, *POOLS]
+    known = [*DEMONSTRATIONS, *POOLS, *FRESH]
     if kind not in known:
       raise ValueError(f"{name}.{kind} is unknown: rows are {', '.join(known)}")
     if count < 0:
@@ -89,14 +106,21 @@ def check_mix(mix: Mapping[str, int], task: Task, name: str) -> int:
   return total
 
 
-def group_sizes(mix: Mapping[str, int], lengths: Lengths) -> dict[int, int]:
-  """Width of the rows of each group of a batch -> how many rows it has."""
-  sizes: dict[int, int] = {}
+def group_sizes(
+  mix: Mapping[str, int], lengths: Lengths
+) -> dict[tuple[type, int], int]:
+  """Type and width of each group of a batch -> how many rows it has."""
+  sizes: dict[tuple[type, int], int] = {}
   for kind, count in mix.items():
     if count:
-      width = _width(kind, lengths)
-      sizes[width] = sizes.get(width, 0) + count
+      group = _group(kind, lengths)
+      sizes[group] = sizes.get(group, 0) + count
   return sizes
+
+
+def _group(kind: str, lengths: Lengths) -> tuple[type, int]:
+  """The group of a batch in which rows of a kind stand."""
+  return FRESH.get(kind, LearnerBatch), _width(kind, lengths)
 
 
 def _width(kind: str, lengths: Lengths) -> int:
@@ -170,23 +194,32 @@ class RowMaker:
     rng: np.random.Generator,
     experience: Experience,
     num_batches: int,
-  ) -> tuple[LearnerBatch | tuple[LearnerBatch, ...], int]:
+    decks: Mapping[str, Deck] | None = None,
+  ) -> tuple[Any, int]:
     """Batches `[K, B, T]`, and the number of rows dropped as too long.
 
     Kinds come in the order of the mix, so that equal generators give equal
     batches. Rows of a pool that is still empty are left empty. Where groups of
-    rows differ in width there is a tuple of such batches.
+    rows differ in width or in kind there is a tuple of such batches.
+
+    Args:
+      rng: draws.
+      experience: what pools are drawn from.
+      num_batches: K.
+      decks: rows of this iteration by kind, for a mix that has such kinds.
     """
-    parts: dict[int, list[LearnerBatch]] = {}
+    parts: dict[tuple[type, int], list[Any]] = {}
     num_dropped = 0
     for kind, count in self._mix.items():
-      if kind in DEMONSTRATIONS:
+      if kind in FRESH:
+        rows, dropped = decks[kind].draw(rng, num_batches * count), 0
+      elif kind in DEMONSTRATIONS:
         rows, dropped = self._demonstrations(rng, kind, num_batches * count)
       else:
         rows, dropped = self._pool_rows(
           rng, experience, kind, num_batches * count
         )
-      parts.setdefault(_width(kind, self._policy.lengths), []).append(
+      parts.setdefault(_group(kind, self._policy.lengths), []).append(
         jax.tree.map(lambda x: x.reshape(num_batches, -1, *x.shape[1:]), rows)
       )
       num_dropped += dropped

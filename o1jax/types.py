@@ -7,7 +7,8 @@ vocabulary. Inside the transformer: L layers, D width, H query heads, J
 key/value heads, E head width, F feed-forward width, C cache positions.
 
 The road of the data: Problem (host strings) -> ProblemBatch [B, P] -> a search
-tree -> ScoredSolution (host, with its checked outcome) -> LearnerBatch [B, T].
+tree -> ScoredSolution (host, with its checked outcome) -> LearnerBatch [B, T],
+PolicyGradientBatch [B, T], PreferenceBatch [B, 2, T].
 """
 
 import dataclasses
@@ -136,3 +137,54 @@ class LearnerBatch:
   policy_weights: jax.Array
   value_targets: jax.Array
   value_weights: jax.Array
+
+
+@struct.dataclass
+class PolicyGradientBatch:
+  """Rows that were drawn by a known policy, with what they earned.
+
+  Arrays are laid out as in `LearnerBatch`; where a weight is 0 the arrays that
+  it weighs may hold anything.
+
+  Attributes:
+    tokens: `[B, T]` int32 prompt and solution, padded on the right.
+    lengths: `[B]` int32 tokens of each row; 0 for an empty row.
+    policy_weights: `[B, T]` weight of the token that follows; 0 on prompt and
+      padding.
+    advantages: `[B, T]` what the following token earned beyond a baseline.
+    behavior_log_probs: `[B, T]` of the following token under what drew it.
+    reference_log_probs: `[B, T]` under the reference policy.
+    behavior_values: `[B, T]` value when the rows were drawn.
+    value_targets: `[B, T]` expected return after tokens[:t + 1].
+    value_weights: `[B, T]` weight of each value error; 0 where unknown.
+  """
+
+  tokens: jax.Array
+  lengths: jax.Array
+  policy_weights: jax.Array
+  advantages: jax.Array
+  behavior_log_probs: jax.Array
+  reference_log_probs: jax.Array
+  behavior_values: jax.Array
+  value_targets: jax.Array
+  value_weights: jax.Array
+
+
+@struct.dataclass
+class PreferenceBatch:
+  """Pairs of rows of one problem: index 0 is preferred to index 1.
+
+  Attributes:
+    tokens: `[B, 2, T]` int32 prompt and solution, padded on the right.
+    lengths: `[B, 2]` int32 tokens of each row.
+    token_weights: `[B, 2, T]` not 0 where the following token is compared: on
+      the solutions, or on one step of each.
+    reference_log_probs: `[B, 2, T]` of the following token under the reference.
+    pair_weights: `[B]` weight of each pair; 0 for an empty one.
+  """
+
+  tokens: jax.Array
+  lengths: jax.Array
+  token_weights: jax.Array
+  reference_log_probs: jax.Array
+  pair_weights: jax.Array

@@ -265,11 +265,11 @@ def test_stopped_inside_two_saves_it_ends_with_the_same_bits(
   checkpoint = iterate.RunWriter.checkpoint
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-  def limited(writer, iteration, *rest):
-    if iteration == 2:
+  def limited(writer, done, *rest):
+    if done.iteration == 2:
       resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-      checkpoint(writer, iteration, *rest)
+      checkpoint(writer, done, *rest)
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, before)
 

@@ -18,7 +18,7 @@ from o1jax.rows import (
   group_sizes,
 )
 from o1jax.tasks import make_task
-from o1jax.types import ScoredSolution
+from o1jax.types import LearnerBatch, ScoredSolution
 from policies import tiny_policy
 
 TASK = make_task("countdown", num_numbers=3, min_number=1, max_number=9)
@@ -304,8 +304,10 @@ def test_rows_with_marks_may_have_a_width_of_their_own():
   plain, _ = make_batches(mix, policy=policy)
   policy = dataclasses.replace(policy, lengths=apart)
   (short, long), dropped = make_batches(mix, policy=policy)
-  assert dropped == 0 and group_sizes(mix, apart) == {64: 6, 400: 4}
-  assert group_sizes(mix, alike) == {400: 10}
+  assert dropped == 0
+  sizes = {(LearnerBatch, 64): 6, (LearnerBatch, 400): 4}
+  assert group_sizes(mix, apart) == sizes
+  assert group_sizes(mix, alike) == {(LearnerBatch, 400): 10}
   is_long = np.isin(np.arange(10), [4, 5, 6, 9])
   for name in ("tokens", "lengths", "policy_weights", "value_weights"):
     rows = getattr(plain, name)

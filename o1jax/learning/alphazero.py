@@ -63,18 +63,31 @@ def alphazero_loss(
   Returns:
     The sums, not yet divided.
   """
-  chex.assert_rank([value_logits, value_targets, value_weights], 2)
-  chex.assert_equal_shape(
-    [log_probs, value_logits, value_targets, value_weights]
-  )
+  chex.assert_equal_shape([log_probs, value_logits])
   policy_sum, policy_weight = cloning.cloning_loss(log_probs, policy_weights)
+  value_sum, value_weight = value_loss(
+    value_logits, value_targets, value_weights
+  )
+  return LossSums(
+    policy_sum=policy_sum,
+    policy_weight=policy_weight,
+    value_sum=value_sum,
+    value_weight=value_weight,
+  )
+
+
+def value_loss(
+  value_logits: jax.Array, value_targets: jax.Array, value_weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The value's term of `alphazero_loss` alone; arguments as there.
+
+  Returns:
+    `(weighted sum, sum of weights)`, scalars.
+  """
+  chex.assert_rank([value_logits, value_targets, value_weights], 2)
+  chex.assert_equal_shape([value_logits, value_targets, value_weights])
   is_known = value_weights != 0
   logits = jnp.where(is_known, value_logits, 0)
   targets = jnp.where(is_known, value_targets, 0)
   cross_entropy = jax.nn.softplus(logits) - logits * targets
-  return LossSums(
-    policy_sum=policy_sum,
-    policy_weight=policy_weight,
-    value_sum=jnp.sum(value_weights * cross_entropy),
-    value_weight=jnp.sum(value_weights),
-  )
+  return jnp.sum(value_weights * cross_entropy), jnp.sum(value_weights)

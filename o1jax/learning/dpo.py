@@ -124,7 +124,7 @@ def dpo_loss(
     ValueError: for an unknown variant, beta not above 0, label_noise outside
       [0, 0.5) or set for a variant that does not read it.
   """
-  _check_options(beta, variant, label_noise)
+  check_options(beta, variant, label_noise)
   arrays = (
     preferred_log_probs,
     dispreferred_log_probs,
@@ -159,7 +159,8 @@ def dpo_loss(
   return jnp.sum(pair_mask * losses), jnp.sum(pair_mask), metrics
 
 
-def _check_options(beta, variant, label_noise):
+def check_options(beta: float, variant: str, label_noise: float) -> None:
+  """Raises ValueError for options that `dpo_loss` does not take."""
   if variant not in VARIANTS:
     raise ValueError(f"variant={variant!r} is none of {', '.join(VARIANTS)}")
   if not beta > 0:

@@ -5,13 +5,14 @@ they are taken from the whole batch first. Each microbatch then adds its share
 of the numerators already divided, so that the gradients of the microbatches
 add up to the gradient of the batch exactly, however uneven the rows are.
 Under a mesh the rows are shared out over devices and the same sums run across
-them. A batch may have groups of rows of another width: then it is a tuple, and
-the sums run over its groups too. The state is donated: the arrays passed in are
-gone afterwards.
+them. A batch may have groups of rows of another width or kind: then it is a
+tuple, and the sums run over its groups too; `objective` says what each kind is
+learned from. The state is donated: the arrays passed in are gone afterwards.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -20,15 +21,14 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from o1jax.learning import alphazero
+from o1jax.learning import objective as objective_lib
+from o1jax.learning.objective import Group, LogProbsFn, Objective
 from o1jax.learning.optimizer import Optimizer
 from o1jax.mesh import batch_ways, params_sharding, partition_spec
-from o1jax.types import LearnerBatch
 
 DATA = "data"
 
-Batch = LearnerBatch | tuple[LearnerBatch, ...]
-LogProbsFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+Batch = Group | tuple[Group, ...]
 
 
 @struct.dataclass
@@ -40,18 +40,27 @@ class TrainState:
     average_params: their moving average; what searches and is evaluated.
     opt_state: the optimizer's moments and counts.
     num_updates: scalar int32, updates applied.
+    reference_params: what divergences and preferences are measured against; an
+      update leaves them alone. None where nothing reads them.
   """
 
   params: Any
   average_params: Any
   opt_state: Any
   num_updates: jax.Array
+  reference_params: Any = None
 
 
 def make_state(
-  params: Any, optimizer: Optimizer, mesh: Mesh | None = None
+  params: Any,
+  optimizer: Optimizer,
+  mesh: Mesh | None = None,
+  *,
+  has_reference: bool = False,
 ) -> TrainState:
   """Returns a fresh state that owns copies of `params`.
+
+  With `has_reference` they are the first reference too.
 
   Copies, because an update donates its state and the caller may still need
   the parameters it passed in. With a mesh the state is placed on it by the
@@ -62,19 +71,28 @@ def make_state(
     average_params=jax.tree.map(jnp.copy, params),
     opt_state=optimizer.init(params),
     num_updates=jnp.zeros((), jnp.int32),
+    reference_params=jax.tree.map(jnp.copy, params) if has_reference else None,
   )
   if mesh is None:
     return state
   return jax.device_put(state, params_sharding(state, mesh))
 
 
+def with_reference(state: TrainState) -> TrainState:
+  """The state whose reference is its moving average, what searches."""
+  return state.replace(
+    reference_params=jax.tree.map(jnp.copy, state.average_params)
+  )
+
+
 def make_update(
   log_probs_fn: LogProbsFn,
   optimizer: Optimizer,
   *,
+  objective: Objective,
   num_microbatches: int = 1,
-  value_coefficient: float = 1.0,
   average_decay: float = 0.0,
+  learning_rate_scale: float = 1.0,
   mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
   """Builds the jitted `update(state, batch) -> (state, metrics)`.
@@ -85,27 +103,34 @@ def make_update(
   Args:
     log_probs_fn: `(params, tokens [B, T], lengths [B]) -> (log_probs [B, T],
       value_logits [B, T])`; position t holds the log-prob of the token at
-      t + 1, and the value after the token at t.
+      t + 1, and the value after the token at t. With an entropy bonus it
+      returns the entropy of the next token, `[B, T]`, as well.
     optimizer: from `make_optimizer`.
+    objective: what each kind of rows is learned from.
     num_microbatches: groups of rows worked off one after the other, which
       bounds the memory of activations.
-    value_coefficient: weight of the value loss beside the policy loss.
     average_decay: of the moving average of the parameters; after n updates it
       is at most (1 + n) / (10 + n), so that the start is forgotten. 0 makes
       the average the parameters themselves.
+    learning_rate_scale: what the schedule's rate is multiplied by.
     mesh: where given, rows and state lie on it by the sharding table.
 
   Returns:
-    `update`. Its metrics are float32 scalars: loss, policy_loss, value_loss,
-    grad_norm (before clipping), learning_rate, is_finite. It raises ValueError
-    where the rows do not divide over microbatches and devices.
+    `update`. Its metrics are float32 scalars: loss, NAME_loss of each term that
+    the groups have, grad_norm (before clipping), learning_rate, is_finite; of
+    rows with advantages max_ratio, min_ratio, effective_share (Kong's effective
+    sample size over the number of tokens), kl_to_reference, kl_to_behavior,
+    entropy and clip_share or truncated_share; of pairs preference_accuracy,
+    preference_margin and the two rewards. It raises ValueError where the rows
+    do not divide over microbatches and devices.
   """
   step = _make_step(
     log_probs_fn,
     optimizer,
+    objective,
     num_microbatches,
-    value_coefficient,
     average_decay,
+    learning_rate_scale,
     mesh,
   )
   return _jit(step, mesh, ("batch",))
@@ -115,9 +140,10 @@ def make_updates(
   log_probs_fn: LogProbsFn,
   optimizer: Optimizer,
   *,
+  objective: Objective,
   num_microbatches: int = 1,
-  value_coefficient: float = 1.0,
   average_decay: float = 0.0,
+  learning_rate_scale: float = 1.0,
   mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
   """As `make_update`, for K updates in one call.
@@ -127,9 +153,10 @@ def make_updates(
   step = _make_step(
     log_probs_fn,
     optimizer,
+    objective,
     num_microbatches,
-    value_coefficient,
     average_decay,
+    learning_rate_scale,
     mesh,
   )
 
@@ -137,6 +164,26 @@ def make_updates(
     return jax.lax.scan(step, state, batches)
 
   return _jit(steps, mesh, (None, "batch"))
+
+
+def make_score(
+  log_probs_fn: LogProbsFn, *, mesh: Mesh | None = None
+) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+  """Builds the jitted `score(params, tokens, lengths) -> (log_probs, values)`.
+
+  What the trainer itself says of rows, `[B, T]` each, before it learns from
+  them: log-probs of the tokens that follow, and values in (0, 1). Rows are
+  shared out over the mesh, if any.
+  """
+
+  def score(params, tokens, lengths):
+    log_probs, value_logits, *_ = log_probs_fn(params, tokens, lengths)
+    return log_probs, jax.nn.sigmoid(value_logits)
+
+  if mesh is None:
+    return jax.jit(score)
+  rows = NamedSharding(mesh, partition_spec(("batch",)))
+  return jax.jit(score, in_shardings=(None, rows, rows), out_shardings=rows)
 
 
 def _jit(fn, mesh, logical_axes):
@@ -150,9 +197,10 @@ def _jit(fn, mesh, logical_axes):
 def _make_step(
   log_probs_fn,
   optimizer,
+  objective,
   num_microbatches,
-  value_coefficient,
   average_decay,
+  learning_rate_scale,
   mesh,
 ):
   """The update as a pure function; arguments as in `make_update`."""
@@ -160,6 +208,7 @@ def _make_step(
   # Where weights are whole on every device, each works off its own microbatches
   # and the sums meet once; XLA would let them meet at every microbatch.
   is_whole = mesh is not None and mesh.shape["data"] == mesh.size
+  coefficients = objective.coefficients()
 
   def split(array):
     # Microbatch m takes rows m, m + M, ...: each device keeps its own rows.
@@ -170,58 +219,70 @@ def _make_step(
     sharding = NamedSharding(mesh, partition_spec((None, "batch")))
     return jax.lax.with_sharding_constraint(rows, sharding)
 
-  def loss_sums(params, rows):
-    log_probs, value_logits = log_probs_fn(params, rows.tokens, rows.lengths)
-    return alphazero.alphazero_loss(
-      log_probs,
-      rows.policy_weights,
-      value_logits,
-      rows.value_targets,
-      rows.value_weights,
+  def scaled_loss(params, rows, scales):
+    sums = [
+      objective_lib.sums(objective, log_probs_fn, params, group)
+      for group in _groups(rows)
+    ]
+    terms = _scaled(_added(s.terms for s in sums), scales)
+    loss = _summed(coefficients[name] * term for name, term in terms.items())
+    metrics = _added(
+      _scaled(values, dict.fromkeys(values, scales[term]))
+      for s in sums
+      for term, values in s.metrics.items()
     )
-
-  def scaled_loss(params, rows, policy_scale, value_scale):
-    sums = [loss_sums(params, group) for group in _groups(rows)]
-    policy_loss = policy_scale * _summed(s.policy_sum for s in sums)
-    value_loss = value_scale * _summed(s.value_sum for s in sums)
-    loss = policy_loss + value_coefficient * value_loss
-    return loss, (policy_loss, value_loss)
+    maxima = _merged(jnp.maximum, (s.maxima for s in sums))
+    return loss, ((terms, metrics), jax.lax.stop_gradient(maxima))
 
   grad_fn = jax.grad(scaled_loss, has_aux=True)
 
-  def gradient(params, batch, *scales):
-    """Of the rows at hand, one microbatch after the other."""
+  def gradient(params, batch, scales):
+    """Of the rows at hand, one microbatch after the other.
+
+    Returns:
+      `(sums, maxima)`; sums are the gradient and the scaled numbers.
+    """
+
+    def of_rows(rows):
+      grads, (numbers, maxima) = grad_fn(params, rows, scales)
+      return (grads, numbers), maxima
+
     if num_microbatches == 1:
-      return grad_fn(params, batch, *scales)
+      return of_rows(batch)
 
     def add_microbatch(total, rows):
-      return jax.tree.map(jnp.add, total, grad_fn(params, rows, *scales)), None
+      sums, maxima = of_rows(rows)
+      total_sums, total_maxima = total
+      sums = jax.tree.map(jnp.add, total_sums, sums)
+      return (sums, jax.tree.map(jnp.maximum, total_maxima, maxima)), None
 
     microbatches = jax.tree.map(split, batch)
     first = jax.tree.map(lambda rows: rows[0], microbatches)
-    shapes = jax.eval_shape(grad_fn, params, first, *scales)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add_microbatch, nothing, microbatches)[0]
+    sums, maxima = jax.eval_shape(of_rows, first)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+    lowest = jax.tree.map(
+      lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), maxima
+    )
+    return jax.lax.scan(add_microbatch, (nothing, lowest), microbatches)[0]
 
   def whole_gradient(params, batch):
-    scales = [
-      _inverse(_summed(getattr(group, name).sum() for group in _groups(batch)))
-      for name in ("policy_weights", "value_weights")
-    ]
+    totals = _added(objective_lib.weights(group) for group in _groups(batch))
+    scales = jax.tree.map(_inverse, totals)
     if not is_whole:
-      return gradient(params, batch, *scales)
+      return gradient(params, batch, scales)
 
-    def shared(params, batch, *scales):
-      return jax.lax.psum(gradient(params, batch, *scales), DATA)
+    def shared(params, batch, scales):
+      sums, maxima = gradient(params, batch, scales)
+      return jax.lax.psum(sums, DATA), jax.lax.pmax(maxima, DATA)
 
     whole, rows = PartitionSpec(), PartitionSpec(DATA)
     return jax.shard_map(
       shared,
       mesh=mesh,
-      in_specs=(whole, rows, whole, whole),
+      in_specs=(whole, rows, whole),
       out_specs=whole,
       check_vma=False,
-    )(params, batch, *scales)
+    )(params, batch, scales)
 
   def step(state, batch):
     for group in _groups(batch):
@@ -231,15 +292,17 @@ def _make_step(
           f"a batch of {num_rows} rows does not divide over "
           f"num_microbatches={num_microbatches} x {num_ways} devices"
         )
-    grads, (policy_loss, value_loss) = whole_gradient(state.params, batch)
-    loss = policy_loss + value_coefficient * value_loss
+    (grads, (terms, means)), maxima = whole_gradient(state.params, batch)
+    loss = _summed(coefficients[name] * term for name, term in terms.items())
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
     changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    if learning_rate_scale != 1:
+      changes = optax.tree.scale(learning_rate_scale, changes)
     params = optax.apply_updates(state.params, changes)
     count = state.num_updates.astype(jnp.float32)
     kept = jnp.minimum(average_decay, (1 + count) / (10 + count))
-    moved = TrainState(
+    moved = state.replace(
       params=params,
       average_params=jax.tree.map(
         lambda old, new: (kept * old + (1 - kept) * new).astype(new.dtype),
@@ -251,10 +314,10 @@ def _make_step(
     )
     metrics = {
       "loss": loss,
-      "policy_loss": policy_loss,
-      "value_loss": value_loss,
+      **_named(terms, means, maxima),
       "grad_norm": grad_norm,
-      "learning_rate": optimizer.schedule(state.num_updates),
+      "learning_rate": learning_rate_scale
+      * optimizer.schedule(state.num_updates),
       "is_finite": is_finite.astype(jnp.float32),
     }
     state = jax.tree.map(
@@ -270,14 +333,44 @@ def _make_step(
   return step
 
 
-def _groups(batch: Batch) -> tuple[LearnerBatch, ...]:
+def _groups(batch: Batch) -> tuple[Group, ...]:
   """The groups of a batch, which may be one."""
   return batch if isinstance(batch, tuple) else (batch,)
 
 
 def _summed(numbers: Iterable[jax.Array]) -> jax.Array:
   """Their sum; that of one number is that number itself."""
-  return functools.reduce(jnp.add, numbers)
+  return functools.reduce(operator.add, numbers)
+
+
+def _merged(merge: Callable, dicts: Iterable[Mapping[str, Any]]) -> dict:
+  """One dict, in which what stands under one name is merged."""
+  found: dict[str, Any] = {}
+  for numbers in dicts:
+    for name, number in numbers.items():
+      found[name] = merge(found[name], number) if name in found else number
+  return found
+
+
+_added = functools.partial(_merged, jnp.add)
+
+
+def _scaled(numbers: Mapping[str, jax.Array], scales) -> dict[str, jax.Array]:
+  return {name: scales[name] * number for name, number in numbers.items()}
+
+
+def _named(terms, means, maxima) -> dict[str, jax.Array]:
+  """The numbers of all groups under the names that are reported."""
+  named = {f"{name}_loss": term for name, term in terms.items()}
+  named |= means
+  if "ratio" in means:
+    # (sum w)^2 / sum w^2 over the number of tokens (Kong, 1992).
+    square = named.pop("ratio_square")
+    share = jnp.square(named.pop("ratio")) / jnp.where(square == 0, 1, square)
+    named["effective_share"] = share
+    named["max_ratio"] = maxima["max_ratio"]
+    named["min_ratio"] = -maxima["negative_min_ratio"]
+  return named
 
 
 def _inverse(total):

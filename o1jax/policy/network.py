@@ -178,7 +178,8 @@ def next_token_log_probs(
   lengths: jax.Array,
   *,
   first_position: int = 0,
-) -> tuple[jax.Array, jax.Array]:
+  with_entropy: bool = False,
+) -> tuple[jax.Array, ...]:
   """What a loss needs of whole rows.
 
   Args:
@@ -188,11 +189,13 @@ def next_token_log_probs(
     lengths: `[B]`.
     first_position: static; earlier positions, which lie in every row's prompt,
       get log-prob 0 and are spared the product with the vocabulary.
+    with_entropy: static; also return the entropy of the next token.
 
   Returns:
     `(log_probs, value_logits)`, `[B, T]` float32: position t holds the
     log-prob of token t + 1 (0 at the last token and in padding) and the
-    value's logit after tokens 0 .. t.
+    value's logit after tokens 0 .. t. With entropy a third, `[B, T]` in nats,
+    0 where the log-prob is.
   """
   batch, length = tokens.shape
   index = jnp.arange(length, dtype=jnp.int32)[None, :]
@@ -204,7 +207,18 @@ def next_token_log_probs(
   log_probs = jnp.pad(log_probs, ((0, 0), (first_position, 0)))
   is_known = index + 1 < lengths[:, None]
   log_probs = jnp.where(is_known, log_probs, 0.0)
-  return log_probs, network.value_logits(params, hidden)
+  value_logits = network.value_logits(params, hidden)
+  if not with_entropy:
+    return log_probs, value_logits
+  entropies = next_token_entropies(logits)
+  entropies = jnp.pad(entropies, ((0, 0), (first_position, 0)))
+  return log_probs, value_logits, jnp.where(is_known, entropies, 0.0)
+
+
+def next_token_entropies(logits: jax.Array) -> jax.Array:
+  """-sum_v p(v) log p(v), in nats: `[..., V]` -> `[...]`."""
+  log_probs = jax.nn.log_softmax(logits, axis=-1)
+  return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
 def selected_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:

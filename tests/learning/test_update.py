@@ -15,8 +15,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from o1jax import mesh as meshes
 from o1jax.learning import optimizer as optimizers
 from o1jax.learning import update as updates
+from o1jax.learning.objective import Objective
 from o1jax.types import LearnerBatch
 
+HALF = Objective(value_coefficient=0.5)
 VOCAB, WIDTH, ROWS, LENGTH = 7, 4, 8, 6
 
 
@@ -125,7 +127,7 @@ def make_shared(num_microbatches=1):
     log_probs_fn,
     optimizer,
     num_microbatches=num_microbatches,
-    value_coefficient=0.5,
+    objective=HALF,
   )
   return lambda: updates.make_state(make_params(), optimizer), update
 
@@ -177,7 +179,7 @@ def test_every_arrangement_equals_the_rows_one_by_one(
     counting_fn,
     optimizer,
     num_microbatches=num_microbatches,
-    value_coefficient=0.5,
+    objective=HALF,
     mesh=mesh,
   )
   state = updates.make_state(make_params(), optimizer, mesh)
@@ -198,7 +200,9 @@ def test_a_mesh_shares_out_weights_and_moments_alike():
   mesh = meshes.make_mesh({"fsdp": 2})
   optimizer = make_optimizer()
   state = updates.make_state(make_params(), optimizer, mesh)
-  update = updates.make_update(log_probs_fn, optimizer, mesh=mesh)
+  update = updates.make_update(
+    log_probs_fn, optimizer, objective=HALF, mesh=mesh
+  )
   state, _ = update(state, make_batch())
   split = [
     jax.tree_util.keystr(path)
@@ -223,9 +227,9 @@ def test_a_state_leaves_an_update_placed_as_it_came():
   optimizer = make_optimizer()._replace(update=change_fn)
   state = updates.make_state(make_params(), optimizer, mesh)
   before = jax.tree.map(lambda x: x.sharding, state)
-  state, _ = updates.make_update(log_probs_fn, optimizer, mesh=mesh)(
-    state, make_batch()
-  )
+  state, _ = updates.make_update(
+    log_probs_fn, optimizer, objective=HALF, mesh=mesh
+  )(state, make_batch())
   for leaf, sharding in zip(
     jax.tree.leaves(state), jax.tree.leaves(before), strict=True
   ):
@@ -247,7 +251,7 @@ def test_k_updates_in_one_call_equal_k_calls():
       log_probs_fn,
       optimizer,
       num_microbatches=2,
-      value_coefficient=0.5,
+      objective=HALF,
       mesh=mesh,
     )
     fresh = updates.make_state(make_params(), optimizer, mesh)
@@ -328,7 +332,7 @@ def test_rows_that_do_not_divide_are_refused_with_the_numbers():
   optimizer = make_optimizer()
   mesh = meshes.make_mesh({"data": 2})
   update = updates.make_update(
-    log_probs_fn, optimizer, num_microbatches=3, mesh=mesh
+    log_probs_fn, optimizer, objective=HALF, num_microbatches=3, mesh=mesh
   )
   state = updates.make_state(make_params(), optimizer, mesh)
   with pytest.raises(ValueError, match="8 rows .* num_microbatches=3 x 2"):

@@ -1,0 +1,242 @@
+"""Rows that are made anew in every iteration, from what was just searched.
+
+Kinds of rows of a mix (`rows`) that need more than the experience keeps:
+
+  policy_gradient  every draw of this iteration, with its advantage
+  best             the best draw of each problem, to be cloned
+  pairs            a preferred and a dispreferred solution, or step
+
+What they need of the trainer, its values and the reference's log-probs, is
+computed once, before the iteration's first update.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from o1jax import combinations, rollouts
+from o1jax.encoding import Policy
+from o1jax.experience import Experience, make_learner_batch
+from o1jax.learning.baselines import MovingBaseline
+from o1jax.learning.objective import Objective
+from o1jax.learning.update import TrainState
+from o1jax.rollouts import Advantages, Deck, Pairs, ScoreFn
+from o1jax.rows import FRESH
+from o1jax.searched import Searched
+from o1jax.types import Problem, ScoredSolution, Verdict
+
+REFERENCES = ("none", "start", "iteration")
+
+
+class FreshRows:
+  """Makes the decks of one mix, iteration by iteration."""
+
+  def __init__(
+    self,
+    policy: Policy,
+    mix: Mapping[str, int],
+    score_fn: ScoreFn,
+    *,
+    advantages: Advantages,
+    pairs: Pairs,
+  ):
+    """Takes options that `check` accepts; `score_fn` is from `make_score`."""
+    self._policy = policy
+    self._kinds = [kind for kind in FRESH if mix.get(kind)]
+    self._score_fn = score_fn
+    self._advantages = advantages
+    self._pairs = pairs
+
+  def __bool__(self) -> bool:
+    """Whether the mix has any such rows."""
+    return bool(self._kinds)
+
+  def decks(
+    self,
+    state: TrainState,
+    searched: Sequence[Searched],
+    verdicts: Sequence[Sequence[Verdict]],
+    experience: Experience,
+    moving: MovingBaseline,
+    rng: np.random.Generator,
+    iteration: int,
+  ) -> tuple[dict[str, Deck], MovingBaseline, dict[str, float]]:
+    """Rows of each kind, the moving baseline, and numbers for the log.
+
+    Args:
+      state: of the trainer; its moving average is what searched.
+      searched: this iteration's searches.
+      verdicts: of each of their solutions.
+      experience: with this iteration's solutions in it.
+      moving: baseline of earlier iterations.
+      rng: draws pairs.
+      iteration: the present one.
+    """
+    decks, values = {}, {}
+    for kind in self._kinds:
+      if kind == "policy_gradient":
+        rows, moving, numbers = self._drawn(state, searched, verdicts, moving)
+      elif kind == "best":
+        rows, numbers = self._best(searched, verdicts, iteration)
+      else:
+        rows, numbers = self._paired(
+          state, searched, experience, rng, iteration
+        )
+      decks[kind] = Deck(rows)
+      values |= {f"learn/{name}": number for name, number in numbers.items()}
+    return decks, moving, values
+
+  def _drawn(self, state, searched, verdicts, moving):
+    lengths = self._policy.lengths
+    draws = rollouts.collect(
+      searched,
+      verdicts,
+      [self._prompt(one.problem) for one in searched],
+      length=lengths.row_tokens,
+      pad_id=self._policy.tokenizer.pad_id,
+    )
+    rows = draws.tokens, draws.lengths
+    log_probs, values = self._score(state.average_params, *rows)
+    reference = log_probs
+    if state.reference_params is not None:
+      reference, _ = self._score(state.reference_params, *rows)
+    return rollouts.policy_gradient_rows(
+      draws,
+      self._advantages,
+      moving,
+      values=values,
+      log_probs=log_probs,
+      reference_log_probs=reference,
+      max_tokens=lengths.num_steps * lengths.step_tokens,
+    )
+
+  def _best(self, searched, verdicts, iteration):
+    found = rollouts.best_draws(searched, verdicts)
+    nothing = np.zeros(0, np.float32)
+    entries = [
+      ScoredSolution(
+        problem=problem,
+        text=solution.text,
+        tokens=solution.tokens,
+        step_weights=nothing,
+        behavior_log_probs=solution.behavior_log_probs,
+        policy_log_probs=solution.policy_log_probs,
+        outcome_reward=float(verdict.is_correct),
+        verdict=verdict.reason,
+        iteration=iteration,
+        source="search",
+      )
+      for problem, solution, verdict in found
+    ]
+    rows, num_dropped = make_learner_batch(
+      [self._prompt(problem) for problem, *_ in found],
+      entries,
+      length=self._policy.lengths.row_tokens,
+      policy_weights="ones",
+      value_positions="none",
+      pad_id=self._policy.tokenizer.pad_id,
+    )
+    return rows, {"best": len(found), "best_too_long": num_dropped}
+
+  def _paired(self, state, searched, experience, rng, iteration):
+    options = self._pairs
+    if options.level == "step":
+      pairs = rollouts.step_pairs(searched, min_margin=options.min_margin)
+      counts = {}
+    else:
+      found, counts = experience.pairs(
+        rng,
+        max_per_problem=options.max_per_problem,
+        max_age=options.max_age,
+        iteration=iteration,
+      )
+      pairs = rollouts.solution_pairs(found)
+    rows, num_dropped = rollouts.preference_rows(
+      pairs,
+      self._prompt,
+      lambda *rows: self._score(state.reference_params, *rows)[0],
+      length=self._policy.lengths.row_tokens,
+      pad_id=self._policy.tokenizer.pad_id,
+    )
+    numbers = {"pairs": len(pairs), "pairs_too_long": num_dropped}
+    if counts:
+      skipped = counts["all_right"] + counts["all_wrong"]
+      numbers["problems_without_pairs"] = skipped
+    return rows, numbers
+
+  def _score(self, params: Any, tokens, lengths):
+    return rollouts.score_rows(self._score_fn, params, tokens, lengths)
+
+  def _prompt(self, problem: Problem) -> np.ndarray:
+    ids = self._policy.tokenizer.encode(problem.prompt)
+    return np.array(ids, np.int32)
+
+
+def check(
+  mix: Mapping[str, int],
+  *,
+  reference: str,
+  advantages: Advantages,
+  objective: Objective,
+  search: Mapping[str, Any],
+) -> str | None:
+  """Refuses options of fresh rows that do not go together.
+
+  Args:
+    mix: rows of a batch by kind.
+    reference: learn.reference.
+    advantages: learn.advantages.
+    objective: options of the losses.
+    search: fields of the search.
+
+  Returns:
+    A sentence about what is only approximately right, None where nothing is.
+
+  Raises:
+    ValueError: a field that must change.
+  """
+  if reference not in REFERENCES:
+    raise ValueError(
+      f"learn.reference={reference!r} is unknown; take one of "
+      f"{', '.join(REFERENCES)}"
+    )
+  if mix.get("pairs") and reference == "none":
+    raise ValueError(
+      "learn.rows.pairs with learn.reference='none': preferences are measured "
+      "against a reference; set it to 'start' or 'iteration'"
+    )
+  if not mix.get("policy_gradient"):
+    return None
+  if objective.policy_gradient.kl_coefficient and reference == "none":
+    raise ValueError(
+      f"learn.policy_gradient.kl_coefficient="
+      f"{objective.policy_gradient.kl_coefficient} with learn.reference='none':"
+      " set it to 'start' or 'iteration', or the coefficient to 0"
+    )
+  if advantages.reward == "vbon" and reference != "iteration":
+    raise ValueError(
+      f"learn.advantages.reward='vbon' with learn.reference={reference!r}: "
+      "quantiles are taken among draws of the reference, which are this "
+      "iteration's; set learn.reference to 'iteration'"
+    )
+  num_draws = search["num_candidates"]
+  needs_group = advantages.baseline in ("group", "group_std", "leave_one_out")
+  if (needs_group or advantages.reward == "vbon") and num_draws < 2:
+    raise ValueError(
+      f"learn.advantages.baseline={advantages.baseline!r} with "
+      f"search.num_candidates={num_draws}: a group of one has no advantage; "
+      "draw 2 or more, or take baseline 'moving' or 'value'"
+    )
+  exists, reason = combinations.density(
+    search["strategy"], search["top_k"], search["top_p"], search["min_p"]
+  )
+  if exists:
+    return None
+  if not advantages.allows_choice:
+    raise ValueError(
+      f"learn.rows.policy_gradient: {reason}, and a policy gradient would be "
+      "of another distribution; take search.strategy=best_of_n with plain "
+      "sampling, or set learn.advantages.allows_choice to accept that"
+    )
+  return f"policy gradients are approximate: {reason}"
