@@ -9,14 +9,23 @@ from typing import Any
 from o1jax.tasks.arithmetic import Arithmetic
 from o1jax.tasks.countdown import Countdown
 from o1jax.tasks.game24 import Game24
-from o1jax.tasks.task import SPLITS, Task, require_known, success_rate
+from o1jax.tasks.task import (
+  SPLITS,
+  Featured,
+  Task,
+  Unsolvable,
+  require_known,
+  success_rate,
+)
 
 TASKS = {task.name: task for task in (Countdown, Game24, Arithmetic)}
 
 __all__ = [
   "SPLITS",
   "TASKS",
+  "Featured",
   "Task",
+  "Unsolvable",
   "make_task",
   "success_rate",
 ]

@@ -196,6 +196,22 @@ class Arithmetic(reflection.Reflection):
         break
     return lines
 
+  def problem_features(self, problem: Problem) -> np.ndarray:
+    """Counts of terms, digits and operators: `[6]`."""
+    terms, ops = problem.data["terms"], problem.data["ops"]
+    digits = [len(str(term)) for term in terms]
+    return np.array(
+      [
+        len(terms),
+        sum(digits),
+        max(digits),
+        ops.count("-"),
+        ops.count("*"),
+        np.log1p(np.array(terms, np.float64)).mean(),
+      ],
+      np.float64,
+    )
+
   def heuristic(self, problem: Problem, prefix: str) -> float:
     """The share of the lines written, where they bear a look; else 0.
 

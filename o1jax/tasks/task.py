@@ -147,6 +147,26 @@ class Task(Protocol):
     ...
 
 
+@runtime_checkable
+class Featured(Protocol):
+  """A task that describes its problems in numbers, to learn what is hard.
+
+  Apart from `Task`: no search and no learning needs it, only the choice of
+  problems in `question_generator`.
+  """
+
+  def problem_features(self, problem: Problem) -> np.ndarray:
+    """What a problem looks like, `[k]` float64, of one length for the task.
+
+    Sizes and counts read off the problem alone: no solver is asked.
+    """
+    ...
+
+
+class Unsolvable(ValueError):
+  """A problem of the right form that has no solution; raised by `parse`."""
+
+
 def success_rate(
   task: Task, problems: Sequence[Problem], texts: Sequence[str]
 ) -> float:
