@@ -19,7 +19,8 @@ PACKAGE = ROOT / "o1jax"
 
 # A module imports from its own floor and from lower ones, without cycles.
 FLOORS = (
-  "types mesh metrics checkpoint config jsonl records drawing calibration",
+  "types mesh metrics checkpoint config jsonl records drawing calibration "
+  "behaviors",
   "tasks policy reward search learning experience",
   "encoding legal_play step_shape node_store candidates self_evaluation "
   "entailment step_model",

@@ -18,7 +18,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from o1jax.tasks import numbers_game, numbers_play, reflection, task
+from o1jax.tasks import (
+  long_thought,
+  numbers_game,
+  numbers_play,
+  reflection,
+  task,
+)
 from o1jax.tasks.numbers_task import NumbersTask
 from o1jax.types import Problem
 
@@ -77,6 +83,7 @@ class Countdown(NumbersTask):
     "hindsight",
     "search_trace",
     *reflection.KINDS,
+    *long_thought.KINDS,
   )
 
   def __post_init__(self):

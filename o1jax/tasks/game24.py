@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from o1jax.tasks import reflection, task
+from o1jax.tasks import long_thought, reflection, task
 from o1jax.tasks.numbers_task import NumbersTask
 from o1jax.types import Problem
 
@@ -49,6 +49,7 @@ class Game24(NumbersTask):
     "optimal",
     "search_trace",
     *reflection.KINDS,
+    *long_thought.KINDS,
   )
 
   def __post_init__(self):

@@ -59,6 +59,13 @@ _RIGHT, _TWICE, _KEPT = 0.5, 0.25, 0.25
 # Share of compared solutions whose second is the first in other words.
 _SAME = 0.5
 _MAX_CRITICISM = 80  # characters, whatever the solution is
+# A thought before an answer, such as `long_thought` writes, ends with these.
+_ANSWER, _ANSWER_END = "<answer>\n", "\n</answer>"
+
+
+def with_answer(thought: str, solution: str) -> str:
+  """A thought, and the solution that it comes to between marks."""
+  return f"{thought}\n{_ANSWER}{solution}{_ANSWER_END}"
 
 
 def marked(text: str, mark: str) -> str:
@@ -134,8 +141,8 @@ class Reflection:
 
     It begins after the line of criticism that follows the last revision mark,
     and ends before a judge mark, or the mark of another solution that it is
-    compared with. A text without marks is returned as it is; never raises,
-    whatever the text.
+    compared with. Of a thought that ends with an answer it is the answer. A
+    text without marks is returned as it is; never raises, whatever the text.
     """
     if not isinstance(text, str):
       return ""
@@ -143,6 +150,9 @@ class Reflection:
     solution = after.partition("\n")[2] if mark else text
     for end in (self.judge_mark, self.other_mark):
       solution = f"\n{solution}".partition(f"\n{end}")[0][1:]
+    thought, mark, answer = f"\n{solution}".rpartition(f"\n{_ANSWER}")
+    if mark and answer.rstrip("\n").endswith(_ANSWER_END):
+      return answer.rstrip("\n").removesuffix(_ANSWER_END)
     return solution
 
   def judging(

@@ -69,6 +69,8 @@ def test_demonstrations(integers_only):
       assert rate < 0.1
     elif kind in ("judging", "revised", "comparing"):
       assert 0.2 < rate < 0.8  # Of what is judged, valued or compared.
+    elif kind == "long_thought_wrong":
+      assert rate == 0.0
     else:
       assert rate == 1.0
   with pytest.raises(ValueError, match="known: random_play, optimal, sea"):

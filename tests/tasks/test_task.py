@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from o1jax import tasks
-from o1jax.tasks import make_task, reflection, task
+from o1jax.tasks import long_thought, make_task, reflection, task
+
+# Texts that are more than the steps of one solution.
+WRITTEN = {*reflection.KINDS, *long_thought.KINDS}
 
 
 @pytest.mark.parametrize("name", sorted(tasks.TASKS))
@@ -25,7 +28,7 @@ def test_every_task_keeps_the_interface(name):
   assert made.corpus(rng, 9)
   for kind in made.demonstration_kinds:
     assert made.demonstrations(kind, rng, 0) == []
-  for kind in set(made.demonstration_kinds) - set(reflection.KINDS):
+  for kind in set(made.demonstration_kinds) - WRITTEN:
     for problem, text in made.demonstrations(kind, rng, 5):
       assert all(made.judge_steps(problem, text)) or kind == "random_play"
       assert made.check(problem, text).answer is not None
@@ -39,7 +42,7 @@ def _assert_consequences(made):
   """What follows the mark in a line is a function of what precedes it."""
   rng, tails, seen = np.random.default_rng(1), {}, []
   for kind in made.demonstration_kinds:
-    if kind in reflection.KINDS:
+    if kind in WRITTEN:
       continue
     for problem, text in made.demonstrations(kind, rng, 500):
       # The prompt and the lines above count by the numbers left, so that many
