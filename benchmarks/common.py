@@ -35,12 +35,14 @@ _SHAPES = {
   "S8": (8, 128, 4, 4, 32, 352, 512),
   "M": (6, 256, 8, 8, 32, 704, 4096),
   "L": (8, 512, 8, 4, 64, 1408, 32000),
+  "job": (3, 96, 4, 4, 24, 256, 1301),  # of configs/countdown.py
 }
+_TIED = ("job",)
 SIZES = tuple(_SHAPES)
 
 
 def network_config(size: str) -> TransformerConfig:
-  """The shape of that name: RMSNorm, RoPE, SwiGLU, an untied head."""
+  """The shape of that name: RMSNorm, RoPE, SwiGLU; only "job" ties its head."""
   layers, width, heads, kv_heads, head_width, ffn_width, vocab = _SHAPES[size]
   return TransformerConfig(
     vocab_size=vocab,
@@ -50,6 +52,7 @@ def network_config(size: str) -> TransformerConfig:
     num_kv_heads=kv_heads,
     head_width=head_width,
     ffn_width=ffn_width,
+    tied_embeddings=size in _TIED,
   )
 
 

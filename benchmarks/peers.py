@@ -1,8 +1,10 @@
-"""Other people's generators, at the shapes of common.py.
+"""Other people's generators and trainers, at the shapes of common.py.
 
-Each function takes `(config, prompts [B, P], num_new, one_core)` and returns a
-call that samples `num_new` tokens for every prompt and blocks. It raises
-ImportError where its package is absent.
+A generator takes `(config, prompts [B, P], num_new, one_core)` and returns a
+call that samples `num_new` tokens for every prompt and blocks. A trainer takes
+`(config, tokens [B, T], one_core)` and returns a call that makes one step of
+AdamW on the cross entropy of the tokens and blocks. Both raise ImportError
+where their package is absent.
 """
 
 import functools
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from o1jax.policy import TransformerConfig
 
@@ -70,33 +73,38 @@ def _rotate(x, position):
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def _forward(c, params, tokens, begin, keys, values):
-  """Tokens `[B, T]` from position `begin` on; caches `[L, B, total, J, E]`."""
-  batch, length = tokens.shape
+def _block(c, x, layer, begin):
+  """One layer on x `[B, T, D]` from position `begin` on, and its caches."""
+  p, k, v = layer
+  batch, length, _ = x.shape
   position = begin + jnp.arange(length)
-  seen = jnp.arange(keys.shape[2])[None] <= position[:, None]
+  seen = jnp.arange(k.shape[1])[None] <= position[:, None]
   group = c.num_heads // c.num_kv_heads
   inner, kv = c.num_heads * c.head_width, c.num_kv_heads * c.head_width
+  q, new_k, new_v = jnp.split(_norm(x) @ p["qkv"], [inner, inner + kv], -1)
+
+  def heads(y, n):
+    return y.reshape(batch, length, n, c.head_width)
+
+  q = _rotate(heads(q, c.num_heads), position)
+  new_k = _rotate(heads(new_k, c.num_kv_heads), position)
+  start = (0, begin, 0, 0)
+  k = jax.lax.dynamic_update_slice(k, new_k, start)
+  v = jax.lax.dynamic_update_slice(v, heads(new_v, c.num_kv_heads), start)
+  q = q.reshape(batch, length, c.num_kv_heads, group, c.head_width)
+  scores = jnp.einsum("bqjge,btje->bjgqt", q, k) * c.head_width**-0.5
+  weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), -1)
+  y = jnp.einsum("bjgqt,btje->bqjge", weights, v)
+  x = x + y.reshape(batch, length, inner) @ p["out"]
+  gate, up = jnp.split(_norm(x) @ p["gate_up"], 2, -1)
+  return x + (jax.nn.silu(gate) * up) @ p["down"], (k, v)
+
+
+def _forward(c, params, tokens, begin, keys, values):
+  """Tokens `[B, T]` from position `begin` on; caches `[L, B, total, J, E]`."""
 
   def block(x, layer):
-    p, k, v = layer
-    q, new_k, new_v = jnp.split(_norm(x) @ p["qkv"], [inner, inner + kv], -1)
-
-    def heads(y, n):
-      return y.reshape(batch, length, n, c.head_width)
-
-    q = _rotate(heads(q, c.num_heads), position)
-    new_k = _rotate(heads(new_k, c.num_kv_heads), position)
-    start = (0, begin, 0, 0)
-    k = jax.lax.dynamic_update_slice(k, new_k, start)
-    v = jax.lax.dynamic_update_slice(v, heads(new_v, c.num_kv_heads), start)
-    q = q.reshape(batch, length, c.num_kv_heads, group, c.head_width)
-    scores = jnp.einsum("bqjge,btje->bjgqt", q, k) * c.head_width**-0.5
-    weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), -1)
-    y = jnp.einsum("bjgqt,btje->bqjge", weights, v)
-    x = x + y.reshape(batch, length, inner) @ p["out"]
-    gate, up = jnp.split(_norm(x) @ p["gate_up"], 2, -1)
-    return x + (jax.nn.silu(gate) * up) @ p["down"], (k, v)
+    return _block(c, x, layer, begin)
 
   x = params["embedding"][tokens]
   x, (keys, values) = jax.lax.scan(block, x, (params["blocks"], keys, values))
@@ -137,7 +145,7 @@ def hf_model(config: TransformerConfig, one_core: bool):
     num_key_value_heads=config.num_kv_heads,
     head_dim=config.head_width,
     max_position_embeddings=4096,
-    tie_word_embeddings=False,
+    tie_word_embeddings=config.tied_embeddings,
   )
   model = transformers.LlamaForCausalLM(shape)
   return model.train(False)
@@ -268,4 +276,78 @@ GENERATORS = {
   "hf_eager": functools.partial(hf, kind="eager"),
   "hf_static": functools.partial(hf, kind="static"),
   "hf_compiled": functools.partial(hf, kind="compiled"),
+}
+
+
+def plain_trainer(
+  config: TransformerConfig, tokens: jax.Array, one_core: bool
+) -> Run:
+  """What one writes first in JAX and optax: layers unrolled, whole scores.
+
+  The embedding is never tied: that is one product more in its favour.
+  """
+  del one_core
+  c = config
+  params = _naive_params(c, jax.random.key(0))
+  stack = params["blocks"]
+  params["blocks"] = [
+    jax.tree.map(lambda x, i=i: x[i], stack) for i in range(c.num_layers)
+  ]
+  rule = optax.adamw(1e-4)
+
+  def loss(params, tokens):
+    batch, length = tokens.shape
+    empty = jnp.zeros((batch, length, c.num_kv_heads, c.head_width))
+    x = params["embedding"][tokens]
+    for layer in params["blocks"]:
+      x, _ = _block(c, x, (layer, empty, empty), 0)
+    logits = _norm(x) @ params["head"]
+    return optax.softmax_cross_entropy_with_integer_labels(
+      logits[:, :-1], tokens[:, 1:]
+    ).mean()
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, state, tokens):
+    value, grads = jax.value_and_grad(loss)(params, tokens)
+    changes, state = rule.update(grads, state, params)
+    return optax.apply_updates(params, changes), state, value
+
+  held = [params, rule.init(params)]
+
+  def run():
+    *held[:], value = step(*held, tokens)
+    jax.block_until_ready((held, value))
+
+  return run
+
+
+def torch_trainer(
+  config: TransformerConfig,
+  tokens: jax.Array,
+  one_core: bool,
+  *,
+  is_compiled: bool,
+) -> Run:
+  """`transformers` Llama with torch's fused AdamW."""
+  import torch
+
+  model = hf_model(config, one_core)
+  model.train()
+  model.config.use_cache = False
+  rule = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+  rows = torch.tensor(np.asarray(tokens), dtype=torch.long)
+  forward = torch.compile(model) if is_compiled else model
+
+  def run():
+    rule.zero_grad(set_to_none=True)
+    forward(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+    rule.step()
+
+  return run
+
+
+TRAINERS = {
+  "plain_jax": plain_trainer,
+  "torch_eager": functools.partial(torch_trainer, is_compiled=False),
+  "torch_compiled": functools.partial(torch_trainer, is_compiled=True),
 }

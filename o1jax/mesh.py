@@ -27,7 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 
 # Names of options in glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 # Logical axis -> mesh axes. A logical axis that is absent stays whole.
 TABLE: Mapping[str, tuple[str, ...]] = {
@@ -83,6 +83,7 @@ def keep_freed_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):
     return
+  mallopt(_ARENA_MAX, 1)
   mallopt(_MMAP_THRESHOLD, 2**30)
   mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 

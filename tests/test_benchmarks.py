@@ -16,6 +16,8 @@ from o1jax.types import ProblemBatch
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = {
   "generation": "--size=tiny --prompts=2 --prompt=3 --new=4 --peers=naive_jax",
+  "training": "--size=tiny --rows=2 --length=5 --microbatches=2"
+  " --peers=plain_jax",
   "uneven_lengths": "--size=tiny --jobs=4 --slots=2 --prompt=3 --new=6"
   " --mean=3",
   "expansion": "--size=tiny --trees=2 --children=2 --prompt=3 --step=2"

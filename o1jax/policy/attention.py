@@ -1,10 +1,11 @@
 """Rotary positions and attention, as plain functions of arrays.
 
-Two attentions of the same meaning. `full_attention` reads a whole sequence at
-once (training, prompts). `cached_attention` reads a shared prefix and private
-suffixes: two blocks of scores under one softmax, nothing concatenated, and the
-prefix is multiplied once with the queries of all its rows (Hydragen, arXiv
-2402.05099). Queries are grouped by the key/value head they share.
+Two attentions of the same meaning. `causal_attention` reads a whole sequence at
+once (training, prompts), in one of three ways of which `full_attention` is the
+obvious one. `cached_attention` reads a shared prefix and private suffixes: two
+blocks of scores under one softmax, nothing concatenated, and the prefix is
+multiplied once with the queries of all its rows (Hydragen, arXiv 2402.05099).
+Queries are grouped by the key/value head they share.
 
 Letters: B problems, G rows of one problem, T tokens, J key/value heads, Q query
 heads sharing one, E head width, C prefix slots, S suffix slots.
@@ -18,6 +19,10 @@ import jax.numpy as jnp
 from o1jax.policy.quantize import Quantized, factors
 
 MASKED = -1e30  # finite, so that a row with nothing to read gives no NaN
+
+# Queries of a block, and blocks at most: more save little and cost compiling.
+_BLOCK = 64
+_MAX_BLOCKS = 8
 
 
 def rope_frequencies(
@@ -64,10 +69,10 @@ def rotate(
     variant: "half" or "interleaved".
   """
   cos, sin = (jnp.expand_dims(t, -2).astype(x.dtype) for t in tables)
-  pairs = cos.shape[-1]
-  turned, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
+  # A split is put together again by its gradient; slices would be padded.
+  turned, rest = jnp.split(x, (2 * cos.shape[-1],), -1)
   if variant == "half":
-    a, b = turned[..., :pairs], turned[..., pairs:]
+    a, b = jnp.split(turned, 2, -1)
     parts = [a * cos - b * sin, b * cos + a * sin]
   else:
     a, b = turned[..., ::2], turned[..., 1::2]
@@ -119,6 +124,104 @@ def in_window(
   return near | (read < num_sinks) if num_sinks else near
 
 
+def causal_attention(
+  queries: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
+  mask: jax.Array,
+  *,
+  cap: float | None = None,
+  is_plain: bool = False,
+) -> jax.Array:
+  """Attention within whole sequences, in the way that suits the device.
+
+  cuDNN's flash attention (arXiv 2205.14135) on GPUs, where it takes the case:
+  bfloat16, heads of at most 128 in steps of 8, a plain mask, no cap. Else
+  `block_attention`, of which a short sequence is one block.
+
+  Args:
+    queries: `[B, T, J, Q, E]`, scaled already.
+    keys: `[B, J, T, E]`.
+    values: `[B, J, T, E]`.
+    mask: `[B or 1, T, T]` from `causal_mask`.
+    cap: soft cap of the scores.
+    is_plain: whether everyone reads all that is not later.
+
+  Returns:
+    `[B, T, J * Q * E]`.
+  """
+  batch, length, heads, group, width = queries.shape
+  is_flash = (
+    jax.default_backend() == "gpu"
+    and queries.dtype == jnp.bfloat16
+    and width % 8 == 0
+    and width <= 128
+    and is_plain
+    and cap is None
+  )
+  if not is_flash:
+    return block_attention(queries, keys, values, mask, cap=cap)
+  mixed = jax.nn.dot_product_attention(
+    queries.reshape(batch, length, heads * group, width),
+    keys.swapaxes(1, 2),
+    values.swapaxes(1, 2),
+    scale=1.0,
+    is_causal=True,
+    implementation="cudnn",
+  )
+  return mixed.reshape(batch, length, heads * group * width)
+
+
+def block_attention(
+  queries: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
+  mask: jax.Array,
+  *,
+  cap: float | None = None,
+) -> jax.Array:
+  """As `full_attention`, without the scores of what is later.
+
+  Queries are split into blocks, each reads only keys up to its own end: of N
+  blocks (N + 1) / 2N of the scores are left. Heads come before time, so that
+  every product is one of plain matrices, and the sum of the weights divides
+  what they mixed rather than the weights.
+  """
+  batch, length, heads, group, width = queries.shape
+  num_blocks = min(max(length // _BLOCK, 1), _MAX_BLOCKS)
+  block = -(-length // num_blocks)
+  queries = queries.transpose(0, 2, 3, 1, 4)  # [B, J, Q, T, E]
+  batched = ((0, 1), (0, 1))
+  mixed = []
+  for begin in range(0, length, block):
+    end = min(begin + block, length)
+    own = queries[:, :, :, begin:end].reshape(batch, heads, -1, width)
+    scores = jax.lax.dot_general(
+      own,
+      keys[:, :, :end],
+      (((3,), (3,)), batched),
+      preferred_element_type=jnp.float32,
+    )
+    seen = mask[:, None, begin:end, :end]
+    if group > 1:
+      seen = jnp.tile(seen, (1, 1, group, 1))
+    scores = jnp.where(seen, soft_cap(scores, cap), MASKED)
+    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    y = jax.lax.dot_general(
+      weights.astype(values.dtype),
+      values[:, :, :end],
+      (((3,), (2,)), batched),
+      preferred_element_type=jnp.float32,
+    )
+    y = (y / total).astype(values.dtype)
+    mixed.append(y.reshape(batch, heads, group, end - begin, width))
+  mixed = jnp.concatenate(mixed, 3) if len(mixed) > 1 else mixed[0]
+  mixed = mixed.transpose(0, 3, 1, 2, 4)
+  return mixed.reshape(batch, length, heads * group * width)
+
+
 def full_attention(
   queries: jax.Array,
   keys: jax.Array,
@@ -127,18 +230,7 @@ def full_attention(
   *,
   cap: float | None = None,
 ) -> jax.Array:
-  """Attention within whole sequences.
-
-  Args:
-    queries: `[B, T, J, Q, E]`, scaled already.
-    keys: `[B, J, T, E]`.
-    values: `[B, J, T, E]`.
-    mask: `[B or 1, T, T]` from `causal_mask`.
-    cap: soft cap of the scores.
-
-  Returns:
-    `[B, T, J * Q * E]`.
-  """
+  """As `causal_attention`, all scores at once; any mask."""
   batch, length, heads, group, width = queries.shape
   scores = jnp.einsum(
     "btjqe,bjse->bjqts", queries, keys, preferred_element_type=jnp.float32

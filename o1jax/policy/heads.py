@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from o1jax.policy import attention
 from o1jax.policy.config import TransformerConfig
+from o1jax.policy.products import project_to_float32
 
 
 class PolicyHead(nn.Module):
@@ -18,17 +19,12 @@ class PolicyHead(nn.Module):
     """`embedding` `[V, D]` is used where the config ties it."""
     c = self.config
     if c.tied_embeddings:
-      kernel, axis = embedding, 1
+      kernel = embedding
     else:
       start = nn.initializers.constant(c.width**-0.5)
       shape = (c.width, c.vocab_size)
-      kernel, axis = self.param("kernel", start, shape, jnp.float32), 0
-    logits = jax.lax.dot_general(
-      hidden,
-      kernel.astype(hidden.dtype),
-      (((hidden.ndim - 1,), (axis,)), ((), ())),
-      preferred_element_type=jnp.float32,
-    )
+      kernel = self.param("kernel", start, shape, jnp.float32)
+    logits = project_to_float32(hidden, kernel, c.tied_embeddings)
     return attention.soft_cap(logits, c.final_soft_cap)
 
 

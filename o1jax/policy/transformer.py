@@ -20,6 +20,7 @@ from flax import linen as nn
 from o1jax.policy import attention
 from o1jax.policy.cache import Cache, Prefix
 from o1jax.policy.config import TransformerConfig, layer_values
+from o1jax.policy.products import project
 
 # How a block attends is given to it: (queries, keys, values) of its tokens ->
 # mixed values and the keys and values to keep.
@@ -61,8 +62,8 @@ class Linear(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     start = nn.initializers.constant(self.gain * x.shape[-1] ** -0.5)
     shape = (x.shape[-1], *self.features)
-    kernel = self.param("kernel", start, shape, jnp.float32).astype(x.dtype)
-    y = _project(x, kernel)
+    kernel = self.param("kernel", start, shape, jnp.float32)
+    y = project(x, kernel, False)
     if self.use_bias:
       bias = self.param(
         "bias", nn.initializers.zeros, self.features, jnp.float32
@@ -99,7 +100,9 @@ class Block(nn.Module):
     qkv = Linear((heads * (group + 2) * width,), c.qkv_bias, name="qkv")(
       x
     ).reshape(*x.shape[:-1], heads, group + 2, width)
-    q, k, v = qkv[..., :group, :], qkv[..., group, :], qkv[..., group + 1, :]
+    # A split is put together again by its gradient; slices would be padded.
+    q, k, v = jnp.split(qkv, (group, group + 1), -2)
+    k, v = k[..., 0, :], v[..., 0, :]
     if c.qk_norm == "head":
       q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
     elif c.qk_norm == "whole":
@@ -121,7 +124,8 @@ class Block(nn.Module):
     else:
       h = Linear((2, c.ffn_width), c.mlp_bias, name="gate_up")(x)
       act = jax.nn.silu if c.activation == "swiglu" else jax.nn.gelu
-      h = act(h[..., 0, :]) * h[..., 1, :]
+      gate, up = jnp.split(h, 2, -2)
+      h = (act(gate) * up)[..., 0, :]
     return Linear((c.width,), c.mlp_bias, gain, name="down")(h)
 
 
@@ -180,10 +184,13 @@ def _full_attends(c: TransformerConfig, positions, segment_ids):
 
   def make(window):
     mask = attention.causal_mask(positions, window, c.num_sinks, segment_ids)
+    is_plain = window is None and segment_ids is None
 
     def attend(q, k, v):
       k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-      y = attention.full_attention(q, k, v, mask, cap=c.attention_soft_cap)
+      y = attention.causal_attention(
+        q, k, v, mask, cap=c.attention_soft_cap, is_plain=is_plain
+      )
       return y, k, v
 
     return attend
@@ -249,11 +256,6 @@ def _write(buffer, new, slots, slot):
   if buffer.ndim == 3:
     return buffer.at[row, slots].set(new[:, :, 0], mode="drop")
   return buffer.at[row, :, slots].set(new, mode="drop")
-
-
-def _project(x, kernel):
-  """`[..., in]` @ `[in, *features]`."""
-  return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
 def _size(shape):
