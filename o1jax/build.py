@@ -92,7 +92,12 @@ EMPTY_GROUPS = (
 )
 # What a regime may change: not what spans the run, or what it is counted by.
 CHANGED_BY_REGIMES = ("search.", "learn.")
-NEVER_CHANGED = ("learn.optimizer.", "learn.num_updates", "search.num_problems")
+NEVER_CHANGED = (
+  "learn.optimizer.",
+  "learn.num_updates",
+  "learn.updates_per_call",
+  "search.num_problems",
+)
 # The one regime of a config that names none.
 ONLY_REGIME = "learn"
 
@@ -291,8 +296,9 @@ def tokenizer_of(config: Any, task: Task, workdir: pathlib.Path) -> Tokenizer:
   with user_input():
     num_texts = config.tokenizer.num_texts
     texts = task.corpus(rng, num_texts)
+    regimes = regime_configs(config).values()
+    mixes = [config.initialize.rows, *(one.learn.rows for one in regimes)]
     for kind in rows.REFLECTIONS:
-      mixes = config.initialize.rows, config.learn.rows
       if any(kind in mix and mix[kind] for mix in mixes):
         texts += task.corpus(rng, -(-num_texts // 4), kind)
     return train_tokenizer(
@@ -348,16 +354,19 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
   policy = policy_of(config, tokenizer_of(config, task, workdir))
   configs = regime_configs(config)
   with user_input():
-    mixes = {"initialize.rows": config.initialize.rows}
+    first_mix = config.initialize.rows
+    # The first phase learns by the first regime's update.
+    first = configs[schedule_of(config).names[0]]
+    mixes = {"initialize.rows": (first_mix, first)}
     for name, changed in configs.items():
       label = "learn.rows" if name == ONLY_REGIME else f"learn.rows of {name}"
-      mixes[label] = changed.learn.rows
-    for label, mix in mixes.items():
+      mixes[label] = changed.learn.rows, changed
+    for label, (mix, changed) in mixes.items():
       rows.check_mix(mix, task, label)
       for count in rows.group_sizes(mix, policy.lengths).values():
-        _check_rows(count, label, config, mesh)
+        _check_rows(count, label, changed, mesh)
     for kind in rows.FRESH:
-      if mixes["initialize.rows"].get(kind):
+      if first_mix.get(kind):
         raise ValueError(
           f"initialize.rows.{kind}: nothing is searched in that phase; set it "
           "to 0"
@@ -427,6 +436,11 @@ def regime_configs(config: Any) -> dict[str, Any]:
         raise ValueError(
           f"regimes.changes.{name} is not in regimes.names={names}: put it "
           "there, or take it out"
+        )
+      if isinstance(changes, str):
+        raise ValueError(
+          f"regimes.changes.{name}={changes!r} must be a tuple of texts, "
+          "one for each field"
         )
       for change in changes:
         field = change.partition("=")[0]
@@ -505,6 +519,7 @@ def make_regimes(
         policy,
         learn.rows,
         score_fn,
+        reference=learn.reference,
         advantages=advantages,
         pairs=Pairs(**learn.pairs),
       ),

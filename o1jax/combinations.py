@@ -29,9 +29,23 @@ def search_name(strategy: str) -> str:
 
 
 def density(
-  strategy: str, top_k: int, top_p: float, min_p: float
+  strategy: str,
+  top_k: int,
+  top_p: float,
+  min_p: float,
+  *,
+  temperature: float = 1.0,
+  options: Mapping[str, Any] | None = None,
 ) -> tuple[bool, str]:
   """Whether a search's solutions have a density under what drew them, and why.
+
+  Args:
+    strategy: its name.
+    top_k: of sampling, as min_p and top_p.
+    top_p: as above.
+    min_p: as above.
+    temperature: of sampling; 0 takes the likeliest token.
+    options: more of the strategy.
 
   Returns:
     `(exists, one sentence)`.
@@ -40,6 +54,16 @@ def density(
     return False, (
       f"search.strategy={strategy!r} chooses which draws it goes on with, so "
       "its solutions have no density"
+    )
+  for name in strategies.STOP_OPTIONS:
+    if options is not None and options.get(name) is not None:
+      return False, (
+        f"search.options.{name}={options[name]} ends a search by what it "
+        "found, so how many draws there are depends on them"
+      )
+  if not temperature:
+    return False, (
+      "search.temperature=0 takes the likeliest token, which is no draw"
     )
   if top_k or top_p < 1 or min_p:
     return False, (

@@ -27,6 +27,8 @@ from o1jax.searched import Searched
 from o1jax.types import Problem, ScoredSolution, Verdict
 
 REFERENCES = ("none", "start", "iteration")
+# Baselines and rewards that compare the draws of a problem.
+OF_GROUPS = ("group", "group_std", "leave_one_out", "vbon")
 
 
 class FreshRows:
@@ -38,10 +40,23 @@ class FreshRows:
     mix: Mapping[str, int],
     score_fn: ScoreFn,
     *,
+    reference: str,
     advantages: Advantages,
     pairs: Pairs,
   ):
-    """Takes options that `check` accepts; `score_fn` is from `make_score`."""
+    """Takes options that `check` accepts; `score_fn` is from `make_score`.
+
+    Raises:
+      ValueError: the length penalty has no lengths between its ends.
+    """
+    lengths = policy.lengths
+    self._max_tokens = lengths.num_steps * lengths.step_tokens
+    if advantages.free_length >= self._max_tokens:
+      raise ValueError(
+        f"learn.advantages.free_length={advantages.free_length} must be below "
+        f"the {self._max_tokens} tokens of the longest solution"
+      )
+    self._reference = reference
     self._policy = policy
     self._kinds = [kind for kind in FRESH if mix.get(kind)]
     self._score_fn = score_fn
@@ -99,7 +114,8 @@ class FreshRows:
     rows = draws.tokens, draws.lengths
     log_probs, values = self._score(state.average_params, *rows)
     reference = log_probs
-    if state.reference_params is not None:
+    # Another regime of the run may keep one that this regime does not.
+    if self._reference != "none":
       reference, _ = self._score(state.reference_params, *rows)
     return rollouts.policy_gradient_rows(
       draws,
@@ -108,7 +124,7 @@ class FreshRows:
       values=values,
       log_probs=log_probs,
       reference_log_probs=reference,
-      max_tokens=lengths.num_steps * lengths.step_tokens,
+      max_tokens=self._max_tokens,
     )
 
   def _best(self, searched, verdicts, iteration):
@@ -220,16 +236,35 @@ def check(
       "quantiles are taken among draws of the reference, which are this "
       "iteration's; set learn.reference to 'iteration'"
     )
-  num_draws = search["num_candidates"]
-  needs_group = advantages.baseline in ("group", "group_std", "leave_one_out")
-  if (needs_group or advantages.reward == "vbon") and num_draws < 2:
+  options = objective.policy_gradient
+  if advantages.estimator == "vtrace" and (
+    options.loss != "reinforce" or options.importance != "none"
+  ):
     raise ValueError(
-      f"learn.advantages.baseline={advantages.baseline!r} with "
-      f"search.num_candidates={num_draws}: a group of one has no advantage; "
-      "draw 2 or more, or take baseline 'moving' or 'value'"
+      "learn.advantages.estimator='vtrace' weighs by importance already, and "
+      f"so do learn.policy_gradient.loss={options.loss!r} and importance="
+      f"{options.importance!r}: set these to 'reinforce' and 'none', or the "
+      "estimator to 'gae'"
     )
+  num_draws = search["num_candidates"] * search["options"].get("num_rounds", 1)
+  for name, others in (
+    ("reward", "'outcome'"),
+    ("baseline", "'moving' or 'value'"),
+  ):
+    chosen = getattr(advantages, name)
+    if chosen in OF_GROUPS and num_draws < 2:
+      raise ValueError(
+        f"learn.advantages.{name}={chosen!r} with search.num_candidates="
+        f"{search['num_candidates']}: it compares the draws of a problem, and "
+        f"a group of one has no advantage; draw 2 or more, or take {others}"
+      )
   exists, reason = combinations.density(
-    search["strategy"], search["top_k"], search["top_p"], search["min_p"]
+    search["strategy"],
+    search["top_k"],
+    search["top_p"],
+    search["min_p"],
+    temperature=search["temperature"],
+    options=search["options"],
   )
   if exists:
     return None

@@ -11,6 +11,7 @@ Laid out once an iteration, rows are then drawn in epochs (`Deck`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,9 +68,9 @@ class Advantages:
     discount: per token, of baseline "value".
     lambda_: of "gae" and "vtrace".
     normalize_by: "tokens" weighs tokens alike, "rows" solutions.
-    skips_flat: leaves out draws without advantage, as where all draws of a
-      problem are right or all are wrong (dynamic sampling, DAPO, arXiv
-      2503.14476, section 3.2).
+    skips_flat: leaves out problems of which no draw has an advantage, as where
+      all are right or all are wrong (dynamic sampling, DAPO, arXiv 2503.14476,
+      section 3.2).
     length_penalty: reward taken from a solution of full length; 0 for none.
     free_length: tokens up to which nothing is taken.
     allows_choice: also learn from strategies that chose which draws to go on
@@ -123,10 +124,19 @@ class Advantages:
         "reward='vbon' with baseline='value': the value head learns outcomes, "
         "not quantiles; take another baseline"
       )
-    if self.estimator != "gae" and self.baseline != "value":
+    if self.free_length and not self.length_penalty:
       raise ValueError(
-        f"estimator={self.estimator!r} is read by baseline='value' alone"
+        f"free_length={self.free_length} is not read without a length_penalty: "
+        "set it to 0, or length_penalty above 0"
       )
+    for name in ("estimator", "discount", "lambda_"):
+      # The class holds the default, which says nothing.
+      given, default = getattr(self, name), getattr(Advantages, name)
+      if given != default and self.baseline != "value":
+        raise ValueError(
+          f"{name}={given!r} is read by baseline='value' alone: leave it out, "
+          "or take that baseline"
+        )
 
   def reads_value(self) -> bool:
     """Whether any advantage depends on the value head."""
@@ -360,7 +370,10 @@ def policy_gradient_rows(
   weights = mask.astype(np.float32)
   if options.normalize_by == "rows":
     weights /= np.maximum(weights.sum(1, keepdims=True), 1)
-  is_flat = ~np.any(mask & (advantages != 0), axis=1)
+  # Of a problem, not of a draw: the value head would else learn of the draws
+  # with an advantage alone, which without a baseline are the right ones.
+  is_moved = is_used & np.any(mask & (advantages != 0), axis=1)
+  is_flat = ~np.isin(draws.groups, draws.groups[is_moved])
   kept = is_used & ~is_flat if options.skips_flat else is_used
   index = np.arange(mask.shape[1])[None, :]
   has_value = (index >= draws.starts[:, None] - 1) & (
@@ -404,8 +417,26 @@ def _along_solutions(
     is_open, values[np.arange(len(mask)), last_learned[:, 0] + 1], 0
   )
   at_end = np.where(index == last_learned, (rewards - bootstraps)[:, None], 0)
-  common = {"discount": options.discount, "lambda_": options.lambda_}
-  if options.estimator == "gae":
+  estimate = _estimator(options.estimator, options.discount, options.lambda_)
+  weights = np.exp(np.where(mask, log_probs - draws.behavior_log_probs, 0))
+  advantages, targets = estimate(
+    at_end.astype(np.float32),
+    values.astype(np.float32),
+    weights.astype(np.float32),
+    mask,
+    bootstraps.astype(np.float32),
+  )
+  # Behind the last token the outcome itself is known.
+  at_last = index == draws.lengths[:, None] - 1
+  targets = np.where(at_last, rewards[:, None], np.asarray(targets))
+  return np.asarray(advantages), targets
+
+
+@functools.cache
+def _estimator(name: str, discount: float, lambda_: float):
+  """The estimator over rows, compiled once for all iterations."""
+  common = {"discount": discount, "lambda_": lambda_}
+  if name == "gae":
 
     def estimate(rewards, values, _, mask, bootstrap):
       return returns.generalized_advantages(
@@ -418,18 +449,7 @@ def _along_solutions(
         rewards, values, weights, mask, bootstrap_value=bootstrap, **common
       )
 
-  weights = np.exp(np.where(mask, log_probs - draws.behavior_log_probs, 0))
-  advantages, targets = jax.jit(jax.vmap(estimate))(
-    at_end.astype(np.float32),
-    values.astype(np.float32),
-    weights.astype(np.float32),
-    mask,
-    bootstraps.astype(np.float32),
-  )
-  # Behind the last token the outcome itself is known.
-  at_last = index == draws.lengths[:, None] - 1
-  targets = np.where(at_last, rewards[:, None], np.asarray(targets))
-  return np.asarray(advantages), targets
+  return jax.jit(jax.vmap(estimate))
 
 
 def _among_draws(options, moving, draws, rewards, is_used):

@@ -173,7 +173,8 @@ def make_score(
 
   What the trainer itself says of rows, `[B, T]` each, before it learns from
   them: log-probs of the tokens that follow, and values in (0, 1). Rows are
-  shared out over the mesh, if any.
+  shared out over the mesh, if any; any number of them, for empty ones fill up
+  what the devices lack.
   """
 
   def score(params, tokens, lengths):
@@ -182,8 +183,20 @@ def make_score(
 
   if mesh is None:
     return jax.jit(score)
+  num_ways = batch_ways(mesh)
   rows = NamedSharding(mesh, partition_spec(("batch",)))
-  return jax.jit(score, in_shardings=(None, rows, rows), out_shardings=rows)
+  shared = jax.jit(score, in_shardings=(None, rows, rows), out_shardings=rows)
+
+  def padded(params, tokens, lengths):
+    count = tokens.shape[0]
+    missing = -count % num_ways
+    if not missing:
+      return shared(params, tokens, lengths)
+    tokens = jnp.pad(tokens, ((0, missing), (0, 0)))
+    found = shared(params, tokens, jnp.pad(lengths, (0, missing)))
+    return jax.tree.map(lambda array: array[:count], found)
+
+  return padded
 
 
 def _jit(fn, mesh, logical_axes):
