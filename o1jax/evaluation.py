@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from o1jax import behaviors
 from o1jax import mesh as mesh_lib
 from o1jax.allocation import ComputeOptimal, MarginalGain
 from o1jax.combinations import REVISIONS, STRATEGIES, WHOLE
@@ -313,6 +314,8 @@ class Evaluator:
       generated tokens and their standard deviation over problems, mean
       verifier requests, seconds in all. A first batch, which compiles the
       programs, and the table of "compute_optimal" are not part of the seconds.
+      `behaviors/<name>` counts the behaviours of a text that was answered with,
+      in the mean.
     """
     solver = self._solver(strategy, effort)
     if isinstance(solver, (MarginalGain, ComputeOptimal)):
@@ -346,6 +349,7 @@ class Evaluator:
       "verifier_requests": _mean(searched, "verifier_requests"),
       "num_problems": len(problems),
       "seconds": seconds,
+      **_behaviors(searched),
     }
     return row, searched
 
@@ -422,6 +426,17 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _any_correct(verdicts: Sequence[Verdict]) -> bool:
   return any(verdict.is_correct for verdict in verdicts)
+
+
+def _behaviors(searched: Sequence[Searched]) -> dict[str, float]:
+  """Means over the problems that were answered; see `behaviors.summarize`."""
+  answers = [
+    one.solutions[one.selected].text
+    for one in searched
+    if one.selected is not None
+  ]
+  found = behaviors.summarize(answers)
+  return {f"behaviors/{n}": found[f"behaviors/{n}"] for n in behaviors.COUNTED}
 
 
 def _mean(searched: Sequence[Searched], name: str) -> float:

@@ -20,6 +20,8 @@ of their own width, so that the others stay cheap:
                   is the value's target at the last step, nothing else
   comparing       demonstrations: two solutions, and whether they say the same;
                   the comparison is learned
+  long_thought    demonstrations: analysis, dead ends, checks and corrections
+                  before the answer; the whole text is learned
   search          D_search: each step weighted by its share of visits, and the
                   outcome as the value's target (AlphaGo Zero)
   expert          D_expert: cloning of correct solutions
@@ -58,10 +60,11 @@ DEMONSTRATIONS = {
   "hindsight_play": "hindsight",
   "search_trace": "search_trace",
   **{kind: kind for kind in reflection.KINDS},
+  "long_thought": "long_thought",
 }
-# Those with marks in the text: only a part of it is learned, and the tokenizer
-# has to see them.
-REFLECTIONS = reflection.KINDS
+# Those of words of their own, which the tokenizer has to see. Where there are
+# marks in the text, only a part of it is learned.
+REFLECTIONS = (*reflection.KINDS, "long_thought")
 # Kind of row -> (pool of the experience, policy weights, value positions).
 POOLS = {
   "search": ("search", "step_weights", "all"),

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from o1jax import evaluation
+from o1jax import behaviors, evaluation
 from o1jax import mesh as mesh_lib
 from o1jax.evaluation import (
   Evaluator,
@@ -181,6 +181,31 @@ def test_accuracy_is_of_the_selected_and_coverage_of_any(monkeypatch):
   judge.measure(None, [problem] * 5, "best_of_n", 2, None)
   assert calls == [1, 5, 5]  # Once before the first measurement.
   assert judge.judge(searched[-1]) == [evaluation.CUT_OFF]
+
+
+def test_a_row_counts_the_behaviors_of_the_answers(monkeypatch):
+  (problem,) = TASK.sample_problems(np.random.default_rng(0), 1)
+  texts = ["3 + 4 = 7\nwait, that's wrong", "check: 3 + 4 = 7, ok"]
+  cost = dict(generated_tokens=10, verifier_requests=3)
+  searched = [
+    Searched(problem, [found(t) for t in texts], chosen, {}, cost)
+    for chosen in (0, 0, 1, None)
+  ]
+  judge = evaluator()
+  monkeypatch.setattr(judge, "_solver", lambda *_: lambda *_: searched)
+  row, _ = judge.measure(None, [problem] * 4, "best_of_n", 2, None)
+  counted = {
+    name.partition("/")[2]: value
+    for name, value in row.items()
+    if name.startswith("behaviors/")
+  }
+  assert list(counted) == list(behaviors.COUNTED)
+  # Of three answers; what was not answered with does not count.
+  assert {name: value for name, value in counted.items() if value} == {
+    "task_completion": 2 / 3,
+    "self_correction": 2 / 3,
+    "self_evaluation": 1 / 3,
+  }
 
 
 def test_solvers_are_made_once_and_greedy_once_for_all_efforts():

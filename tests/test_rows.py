@@ -321,6 +321,25 @@ def test_rows_with_marks_may_have_a_width_of_their_own():
     RowMaker(policy, TASK, mix)
 
 
+def test_a_long_thought_is_learned_whole_at_the_width_of_reflections():
+  lengths = Lengths(14, 5, 2, row_tokens=64, reflection_tokens=500)
+  policy = dataclasses.replace(tiny_policy(), lengths=lengths)
+  (short, long), dropped = make_batches(
+    {"random_play": 2, "long_thought": 8}, policy=policy
+  )
+  assert dropped == 0 and not long.value_weights.any()
+  assert short.tokens.shape == (2, 2, 64)
+  assert long.tokens.shape == (2, 8, 500)
+  for text, learned in rows_of(long):
+    prompt, _, solution = text.partition("\n")
+    assert learned.lstrip(".") == solution
+    solution = solution.removesuffix("<eos>")
+    assert solution.endswith("</answer>")
+    assert TASK.check(TASK.parse(prompt), solution).is_correct
+  with pytest.raises(ValueError, match="task arithmetic has no such demonst"):
+    check_mix({"long_thought": 1}, ARITHMETIC, "rows")
+
+
 @pytest.mark.parametrize("kind", REFLECTIONS)
 def test_rows_with_marks_that_do_not_fit_are_refused(kind):
   with pytest.raises(ValueError) as raised:
