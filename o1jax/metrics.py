@@ -1,4 +1,4 @@
-"""Where numbers go: a JSON Lines file, TensorBoard, and the terminal.
+"""Where numbers go: a JSON Lines file, TensorBoard, W&B, and the terminal.
 
 `metrics.jsonl` is the record: one row per iteration, on disk before `write`
 returns. A checkpoint keeps its `cursor`, and a resumed run cuts the file back
@@ -102,6 +102,80 @@ class TensorBoardWriter:
 
   def close(self) -> None:
     self._writer.close()
+
+
+class WandbWriter:
+  """Writes to Weights & Biases, the hosted tracker; numbers only.
+
+  Needs the package wandb, and an account unless WANDB_MODE is "offline" or
+  "disabled"; all that wandb reads from the environment holds here too. The id
+  of the run is kept in its directory, so that a resumed run goes on with the
+  same curves: iterations that are run again repeat their numbers, and the
+  service keeps the first.
+  """
+
+  def __init__(
+    self,
+    project: str,
+    name: str,
+    config: Scalars,
+    *,
+    directory: str | os.PathLike,
+  ):
+    """Starts the run, or takes up the one of this directory.
+
+    Args:
+      project: project that the run belongs to.
+      name: what the run is called.
+      config: hyper-parameters, nested mappings of plain values.
+      directory: there already; where wandb puts its files and the id.
+
+    Raises:
+      ValueError: no project, wandb is not installed, or it does not start.
+    """
+    if not project:
+      raise ValueError("project='' names no project of Weights & Biases")
+    try:
+      import wandb
+    except ImportError as error:
+      raise ValueError(
+        "Weights & Biases is not installed: pip install wandb, or leave "
+        "metrics.wandb_project empty"
+      ) from error
+
+    id_path = pathlib.Path(directory) / "wandb_run_id"
+    known = id_path.read_text().strip() if id_path.exists() else None
+    try:
+      self._run = wandb.init(
+        project=project,
+        name=name,
+        config=config,
+        dir=str(directory),
+        id=known,
+        resume="allow",
+      )
+    except wandb.Error as error:
+      # Its messages have several lines.
+      cause = " ".join(str(error).split())
+      raise ValueError(
+        f"Weights & Biases does not start ({cause}): log in with wandb login, "
+        "set WANDB_MODE=offline, or leave metrics.wandb_project empty"
+      ) from error
+    if known is None:
+      id_path.write_text(f"{self._run.id}\n")
+
+  def write(self, iteration: int, values: Scalars) -> None:
+    """Writes the numbers of an iteration; "/" in a name makes groups."""
+    numbers = {
+      name: float(value)
+      for name, value in values.items()
+      if value is not None and not isinstance(value, str)
+    }
+    self._run.log(numbers, step=iteration)
+
+  def close(self) -> None:
+    """Sends what is left to send."""
+    self._run.finish()
 
 
 class Table:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,78 @@ def test_tensorboard_reads_what_was_written(tmp_path):
   assert reader.Tags()["scalars"] == ["search/greedy"]
   events = reader.Scalars("search/greedy")
   assert [(e.step, e.value) for e in events] == [(0, 0.0), (1, 0.5), (2, 1.0)]
+
+
+class FakeWandb:
+  """The few names of wandb that we use; keeps what it was given."""
+
+  class Error(Exception):
+    pass
+
+  def __init__(self, failure=""):
+    self.failure, self.inits, self.logs, self.num_finished = failure, [], [], 0
+    self.id = ""
+
+  def init(self, **arguments):
+    if self.failure:
+      raise self.Error(self.failure)
+    self.inits.append(arguments)
+    self.id = arguments["id"] or f"made{len(self.inits)}"
+    return self
+
+  def log(self, values, step):
+    self.logs.append((step, values))
+
+  def finish(self):
+    self.num_finished += 1
+
+
+def test_wandb_gets_the_numbers(tmp_path, monkeypatch):
+  fake = FakeWandb()
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  config = {"seed": 3, "search": {"rule": "puct"}}
+
+  def start():
+    return metrics.WandbWriter("o1", "run", config, directory=tmp_path)
+
+  writer = start()
+  values = {"loss": jnp.float32(0.5), "name": "mcts", "gone": None, "zero": 0}
+  writer.write(np.int64(4), values | {"bad": np.nan})
+  step, found = fake.logs[0]
+  assert step == 4 and math.isnan(found.pop("bad"))
+  assert found == {"loss": 0.5, "zero": 0.0}
+  assert all(type(value) is float for value in found.values())
+  assert not fake.num_finished
+  writer.close()
+  assert fake.num_finished == 1
+  # A resumed run is the same one to the service.
+  start()
+  shared = {
+    "project": "o1",
+    "name": "run",
+    "config": config,
+    "dir": str(tmp_path),
+    "resume": "allow",
+  }
+  assert fake.inits == [shared | {"id": None}, shared | {"id": "made1"}]
+
+
+def test_wandb_that_does_not_start_says_what_to_do(tmp_path, monkeypatch):
+  def start(project="o1"):
+    metrics.WandbWriter(project, "run", {}, directory=tmp_path)
+
+  monkeypatch.setitem(sys.modules, "wandb", FakeWandb("no key\n  configured"))
+  message = r"not start \(no key configured\): log in .* WANDB_MODE=offline"
+  with pytest.raises(ValueError, match=message) as raised:
+    start()
+  assert "\n" not in str(raised.value)
+  with pytest.raises(ValueError, match="names no project"):
+    start(project="")
+  # None there makes the import fail.
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(ValueError, match="pip install wandb, or leave metrics"):
+    start()
+  assert not list(tmp_path.iterdir())
 
 
 def test_table_prints_its_header_once_and_columns_line_up():
