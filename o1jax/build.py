@@ -165,6 +165,7 @@ class Regime:
     solver: the search that learning learns from.
     learn_rows: batches of its mix.
     fresh_rows: what of them is made anew in every iteration.
+    objective: what its updates minimize.
     update_fn: see `learning.update.make_updates`.
   """
 
@@ -172,7 +173,14 @@ class Regime:
   solver: Solver
   learn_rows: rows.RowMaker
   fresh_rows: FreshRows
+  objective: Objective
   update_fn: Any
+
+  @property
+  def relabels(self) -> bool:
+    """Whether its rows have a use for failures that were relabelled."""
+    mix = self.config.learn.rows
+    return "hindsight" in mix and mix.hindsight > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -523,6 +531,7 @@ def make_regimes(
         advantages=advantages,
         pairs=Pairs(**learn.pairs),
       ),
+      objective=objective,
       update_fn=update_of(
         objective,
         learn.num_microbatches,

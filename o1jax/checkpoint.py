@@ -285,14 +285,29 @@ def _write_state(path: pathlib.Path, state: Any) -> None:
   import orbax.checkpoint as ocp
 
   with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-    writer.save(path, args=ocp.args.StandardSave(state))
+    writer.save(path, args=ocp.args.StandardSave(_present(state)))
 
 
 def _read_state(path: pathlib.Path, target: Any) -> Any:
   import orbax.checkpoint as ocp
 
   with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-    return reader.restore(path, args=ocp.args.StandardRestore(target))
+    present = _present(target)
+    found = reader.restore(path, args=ocp.args.StandardRestore(present))
+  return found if present is target else dataclasses.replace(target, **found)
+
+
+def _present(state: Any) -> Any:
+  """Fields of a dataclass by name, those that are None left out.
+
+  Orbax would write them, and could then not read checkpoints without them. A
+  state that is complete, or no dataclass, is returned as it is.
+  """
+  if not dataclasses.is_dataclass(state):
+    return state
+  fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+  present = {name: v for name, v in fields.items() if v is not None}
+  return state if len(present) == len(fields) else present
 
 
 def _write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:

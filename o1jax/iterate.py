@@ -25,7 +25,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from o1jax import build, jsonl, metrics, regimes, report, rollouts, tasks
+from o1jax import (
+  build,
+  jsonl,
+  metrics,
+  regimes,
+  report,
+  rollouts,
+  scoring,
+  tasks,
+)
 from o1jax import config as config_lib
 from o1jax.build import Parts, Regime
 from o1jax.checkpoint import Checkpoints
@@ -38,13 +47,11 @@ from o1jax.rows import DEMONSTRATIONS as DEMONSTRATION_KINDS
 from o1jax.rows import RowMaker
 from o1jax.search.tree import ROOT
 from o1jax.searched import (
-  FoundSolution,
   Searched,
-  step_weights,
   tree_record,
 )
 from o1jax.tasks.task import Task
-from o1jax.types import Problem, ScoredSolution, Verdict
+from o1jax.types import ScoredSolution
 
 # Streams of randomness within an iteration.
 PROBLEMS, ROWS, DEMONSTRATIONS = 0, 1, 2
@@ -162,7 +169,14 @@ def loop(
         state = with_reference(regime, state, standing)
         searched = search(config, parts, regime, state, search_key, iteration)
         verdicts = [parts.evaluator.judge(one) for one in searched]
-        scored, values = score(regime, parts, searched, verdicts, iteration)
+        scored = scoring.score(
+          parts.task,
+          searched,
+          verdicts,
+          iteration,
+          relabels=regime.relabels,
+        )
+        values = search_metrics(parts, searched, scored)
         experience.add(scored)
         writer.samples(iteration, searched, scored)
         decks, moving, numbers = regime.fresh_rows.decks(
@@ -267,73 +281,6 @@ def search(
   rng = stream(config, iteration, PROBLEMS)
   problems = parts.task.sample_problems(rng, config.search.num_problems)
   return regime.solver(state.average_params, key, problems)
-
-
-def score(
-  regime: Regime,
-  parts: Parts,
-  searched: Sequence[Searched],
-  verdicts: Sequence[Sequence[Verdict]],
-  iteration: int,
-) -> tuple[list[ScoredSolution], dict[str, float]]:
-  """Takes every finished solution; relabels failures where rows want them.
-
-  Returns:
-    The scored solutions, and numbers: share of problems solved, solutions a
-    problem, share of proposed steps that are illegal, and the search's costs.
-  """
-  mix = regime.config.learn.rows
-  relabels = "hindsight" in mix and mix.hindsight > 0
-  scored = []
-  for one, judged in zip(searched, verdicts, strict=True):
-    weights = step_weights(one)
-    for solution, verdict in zip(one.solutions, judged, strict=True):
-      if not solution.is_finished:
-        continue
-      entry = scored_solution(one, solution, verdict, weights, iteration)
-      scored.append(entry)
-      if relabels and not verdict.is_correct:
-        problem = parts.task.relabel(one.problem, solution.text)
-        if problem is not None:
-          scored.append(relabelled(entry, problem))
-  return scored, search_metrics(parts, searched, scored)
-
-
-def scored_solution(
-  searched: Searched,
-  solution: FoundSolution,
-  verdict: Verdict,
-  weights: dict[int, np.ndarray],
-  iteration: int,
-) -> ScoredSolution:
-  """A solution that search found, with its verdict and provenance."""
-  return ScoredSolution(
-    problem=searched.problem,
-    text=solution.text,
-    tokens=solution.tokens,
-    step_weights=weights[solution.node],
-    behavior_log_probs=solution.behavior_log_probs,
-    policy_log_probs=solution.policy_log_probs,
-    outcome_reward=float(verdict.is_correct),
-    verdict=verdict.reason,
-    iteration=iteration,
-    source="search",
-    num_visits=solution.num_visits,
-  )
-
-
-def relabelled(entry: ScoredSolution, problem: Problem) -> ScoredSolution:
-  """The same text as a solution of the problem that it does solve.
-
-  Hindsight experience replay, Andrychowicz et al., arXiv 1707.01495.
-  """
-  return dataclasses.replace(
-    entry,
-    problem=problem,
-    outcome_reward=1.0,
-    verdict="correct for the target it reached",
-    source="hindsight",
-  )
 
 
 def search_metrics(

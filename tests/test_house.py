@@ -25,8 +25,8 @@ FLOORS = (
   "encoding legal_play step_shape node_store candidates self_evaluation "
   "entailment step_model",
   "combinations searched answering feedback judging solver allocation "
-  "evaluation report tree_drawing rollouts rows fresh_rows build load "
-  "studies regimes question_generator",
+  "evaluation report tree_drawing scoring rollouts rows fresh_rows build "
+  "load studies regimes question_generator",
   "iterate",
   "main evaluate solve export study compare",
 )

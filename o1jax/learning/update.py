@@ -199,6 +199,25 @@ def make_score(
   return padded
 
 
+def make_gradient(
+  log_probs_fn: LogProbsFn, *, objective: Objective, mesh: Mesh | None = None
+) -> Callable[[Any, Batch], jax.Array]:
+  """Builds the jitted `gradient(params, batch)`: one flat array, `[params]`.
+
+  What an update would follow, before clipping; for measuring its variance.
+  """
+  whole_gradient = _make_gradient(log_probs_fn, objective, 1, mesh)
+
+  def gradient(params, batch):
+    (grads, _), _ = whole_gradient(params, batch)
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grads)])
+
+  if mesh is None:
+    return jax.jit(gradient)
+  rows = NamedSharding(mesh, partition_spec(("batch",)))
+  return jax.jit(gradient, in_shardings=(None, rows))
+
+
 def _jit(fn, mesh, logical_axes):
   if mesh is None:
     return jax.jit(fn, donate_argnums=0)
@@ -207,17 +226,8 @@ def _jit(fn, mesh, logical_axes):
   return jax.jit(fn, donate_argnums=0, in_shardings=(None, rows))
 
 
-def _make_step(
-  log_probs_fn,
-  optimizer,
-  objective,
-  num_microbatches,
-  average_decay,
-  learning_rate_scale,
-  mesh,
-):
-  """The update as a pure function; arguments as in `make_update`."""
-  num_ways = 1 if mesh is None else batch_ways(mesh)
+def _make_gradient(log_probs_fn, objective, num_microbatches, mesh):
+  """`(params, batch) -> ((gradient, numbers), maxima)`, all of them whole."""
   # Where weights are whole on every device, each works off its own microbatches
   # and the sums meet once; XLA would let them meet at every microbatch.
   is_whole = mesh is not None and mesh.shape["data"] == mesh.size
@@ -296,6 +306,25 @@ def _make_step(
       out_specs=whole,
       check_vma=False,
     )(params, batch, scales)
+
+  return whole_gradient
+
+
+def _make_step(
+  log_probs_fn,
+  optimizer,
+  objective,
+  num_microbatches,
+  average_decay,
+  learning_rate_scale,
+  mesh,
+):
+  """The update as a pure function; arguments as in `make_update`."""
+  num_ways = 1 if mesh is None else batch_ways(mesh)
+  coefficients = objective.coefficients()
+  whole_gradient = _make_gradient(
+    log_probs_fn, objective, num_microbatches, mesh
+  )
 
   def step(state, batch):
     for group in _groups(batch):

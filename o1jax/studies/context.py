@@ -39,6 +39,7 @@ class Context:
     problems: what every cell is measured on.
     label: what tables are headed with.
     evaluation: options of the config's `evaluation`.
+    batch_size: problems searched at a time.
     judge: the verdict on each solution of a search; one that was cut off is
       not correct.
   """
@@ -65,7 +66,7 @@ class Context:
     # No larger than the problems need: a short batch is padded and searched.
     ways = mesh_lib.batch_ways(trained.mesh)
     needed = ways * math.ceil(len(problems) / ways)
-    self._batch_size = min(self.evaluation["batch_size"], needed)
+    self.batch_size = min(self.evaluation["batch_size"], needed)
     self._solver: tuple[str, Solver] | None = None
     self._is_warm = False
     self._solution_tokens: dict[int, float] = {}
@@ -88,7 +89,7 @@ class Context:
         trained.policy,
         task=trained.task,
         mesh=trained.mesh,
-        batch_size=self._batch_size,
+        batch_size=self.batch_size,
         **options,
       )
       self._solver, self._is_warm = (key, solver), False
