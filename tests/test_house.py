@@ -26,7 +26,7 @@ FLOORS = (
   "entailment step_model",
   "combinations searched answering feedback judging solver allocation "
   "evaluation report tree_drawing scoring rollouts rows fresh_rows build "
-  "load studies regimes question_generator",
+  "load studies regimes question_generator health",
   "iterate",
   "main evaluate solve export study compare",
 )
@@ -48,6 +48,7 @@ OPTIONAL = (
   "array_record",
   "ml_collections",
   "tensorboardX",
+  "wandb",
   "orbax",
 )
 
