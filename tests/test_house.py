@@ -24,7 +24,8 @@ FLOORS = (
   "tasks policy reward search learning experience",
   "encoding legal_play step_shape node_store candidates self_evaluation "
   "entailment step_model",
-  "combinations searched answering feedback judging solver allocation "
+  "combinations searched linearize answering feedback judging solver "
+  "allocation "
   "evaluation report tree_drawing scoring rollouts rows fresh_rows build "
   "load studies regimes question_generator health",
   "iterate",
