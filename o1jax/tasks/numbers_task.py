@@ -5,6 +5,7 @@ allows; sampling, judging, solving and demonstrations follow from the rules in
 `numbers_game`.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from o1jax.tasks import (
+  long_thought,
   numbers_faults,
   numbers_game,
   numbers_play,
@@ -273,7 +275,9 @@ class NumbersTask(reflection.Reflection):
     sampled problem; `hindsight` is random play whose target is the number it
     reached, kept where that is a training target; `search_trace` is a solution
     with dead ends of random play before it and a `back` line after each;
-    `judging`, `revising`, `revised` and `comparing` are in `reflection`.
+    `judging`, `revising`, `revised` and `comparing` are in `reflection`;
+    `long_thought` and `long_thought_wrong`, whose answers are wrong, are in the
+    file `long_thought`.
     """
     task.require_known("kind of demonstration", kind, self.demonstration_kinds)
     makers = {
@@ -285,6 +289,10 @@ class NumbersTask(reflection.Reflection):
       "revising": self.revising,
       "revised": self.revised,
       "comparing": self.comparing,
+      "long_thought": self.long_thoughts,
+      "long_thought_wrong": functools.partial(
+        self.long_thoughts, wrong_share=1.0
+      ),
     }
     return makers[kind](rng, n)
 
@@ -310,6 +318,41 @@ class NumbersTask(reflection.Reflection):
     if "hindsight" in self.demonstration_kinds:
       return self._hindsight(rng, n)
     return self._optimal(rng, n)
+
+  def long_thoughts(
+    self,
+    rng: np.random.Generator,
+    n: int,
+    *,
+    wrong_share: float = 0.0,
+    **options: Any,
+  ) -> list[tuple[Problem, str]]:
+    """Writes n long thoughts on training problems.
+
+    Args:
+      rng: draws them.
+      n: how many.
+      wrong_share: how often the answer is wrong, the behaviours being the same.
+      **options: of `long_thought.long_thought`.
+
+    Raises:
+      ValueError: an option that is out of range.
+    """
+    if not 0.0 <= wrong_share <= 1.0:
+      raise ValueError(f"wrong_share={wrong_share} is not in [0, 1]")
+    pairs = []
+    for problem, solution in self.right_solutions(rng, n):
+      text = long_thought.long_thought(
+        rng,
+        *_content(problem),
+        solution,
+        integers_only=self.integers_only,
+        canonical=self.canonical_play,
+        is_wrong=bool(rng.random() < wrong_share),
+        **options,
+      )
+      pairs.append((problem, text))
+    return pairs
 
   def wrong_solution(
     self, rng: np.random.Generator, problem: Problem, solution: str
