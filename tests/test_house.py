@@ -20,7 +20,7 @@ PACKAGE = ROOT / "o1jax"
 # A module imports from its own floor and from lower ones, without cycles.
 FLOORS = (
   "types mesh metrics checkpoint config jsonl records drawing calibration "
-  "behaviors",
+  "behaviors packing",
   "tasks policy reward search learning experience",
   "encoding legal_play step_shape node_store candidates self_evaluation "
   "entailment step_model",

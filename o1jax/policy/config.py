@@ -57,6 +57,8 @@ class TransformerConfig:
     value_hidden_width: hidden units of the value head; 0 for a linear one.
     number_features: start the embeddings of number pieces from features of
       their value.
+    remat: keep only the inputs of each block for the gradient and compute the
+      rest again (Chen et al., arXiv 1604.06174): less memory, more time.
     dtype: dtype of activations and caches; parameters, norms, softmax and
       logits are float32.
 
@@ -94,6 +96,7 @@ class TransformerConfig:
   tied_embeddings: bool = False
   value_hidden_width: int = 0
   number_features: bool = False
+  remat: bool = False
   dtype: str = "float32"
 
   def __post_init__(self):

@@ -17,6 +17,7 @@ from o1jax.policy.heads import PolicyHead, ValueHead
 from o1jax.policy.transformer import Decoder
 
 Params = Any
+MAX_LOGITS = 2**26  # a quarter of a GiB in float32
 FEATURE_PERIODS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 16, 20, 32, 50, 64, 100)
 
 
@@ -179,8 +180,14 @@ def next_token_log_probs(
   *,
   first_position: int = 0,
   with_entropy: bool = False,
+  segment_ids: jax.Array | None = None,
+  positions: jax.Array | None = None,
+  max_logits: int = MAX_LOGITS,
 ) -> tuple[jax.Array, ...]:
   """What a loss needs of whole rows.
+
+  Rows may hold several documents (`packing.pack_documents`): then pass their
+  `segment_ids` and `positions`; documents do not read each other.
 
   Args:
     network: the network.
@@ -190,29 +197,75 @@ def next_token_log_probs(
     first_position: static; earlier positions, which lie in every row's prompt,
       get log-prob 0 and are spared the product with the vocabulary.
     with_entropy: static; also return the entropy of the next token.
+    segment_ids: `[B, T]` document of each token; None where a row is one.
+    positions: `[B, T]` of each token in its document; needed with segments.
+    max_logits: static; logits that may stand in memory at once. Where there
+      are more they are made by groups of positions, now and once more for
+      their gradient: a product more and `[B, T, V]` less.
 
   Returns:
     `(log_probs, value_logits)`, `[B, T]` float32: position t holds the
-    log-prob of token t + 1 (0 at the last token and in padding) and the
-    value's logit after tokens 0 .. t. With entropy a third, `[B, T]` in nats,
-    0 where the log-prob is.
+    log-prob of token t + 1 (0 at the last token of a document and in padding)
+    and the value's logit after tokens 0 .. t. With entropy a third, `[B, T]` in
+    nats, 0 where the log-prob is.
+
+  Raises:
+    ValueError: segments without positions or the reverse.
   """
+  if (segment_ids is None) != (positions is None):
+    raise ValueError(
+      "segment_ids and positions belong together: pass both or neither"
+    )
   batch, length = tokens.shape
   index = jnp.arange(length, dtype=jnp.int32)[None, :]
-  positions = jnp.broadcast_to(index, (batch, length))
-  hidden, _ = network.apply(params, tokens, positions)
-  logits = network.policy_logits(params, hidden[:, first_position:])
-  following = jnp.roll(tokens, -1, axis=1)[:, first_position:]
-  log_probs = selected_log_probs(logits, following)
-  log_probs = jnp.pad(log_probs, ((0, 0), (first_position, 0)))
   is_known = index + 1 < lengths[:, None]
-  log_probs = jnp.where(is_known, log_probs, 0.0)
-  value_logits = network.value_logits(params, hidden)
-  if not with_entropy:
-    return log_probs, value_logits
-  entropies = next_token_entropies(logits)
-  entropies = jnp.pad(entropies, ((0, 0), (first_position, 0)))
-  return log_probs, value_logits, jnp.where(is_known, entropies, 0.0)
+  if segment_ids is None:
+    positions = jnp.broadcast_to(index, (batch, length))
+  else:
+    is_known &= segment_ids == jnp.roll(segment_ids, -1, axis=1)
+  hidden, _ = network.apply(params, tokens, positions, segment_ids=segment_ids)
+  following = jnp.roll(tokens, -1, axis=1)[:, first_position:]
+
+  def read_off(hidden, following):
+    logits = network.policy_logits(params, hidden)
+    found = (selected_log_probs(logits, following),)
+    return (*found, next_token_entropies(logits)) if with_entropy else found
+
+  found = _in_groups(
+    read_off,
+    hidden[:, first_position:],
+    following,
+    max(max_logits // (batch * network.config.vocab_size), 1),
+  )
+  log_probs, *entropies = (
+    jnp.where(is_known, jnp.pad(x, ((0, 0), (first_position, 0))), 0.0)
+    for x in found
+  )
+  return log_probs, network.value_logits(params, hidden), *entropies
+
+
+def _in_groups(read_off, hidden, following, size):
+  """`read_off` of `[B, T, ...]`, by groups of `size` positions.
+
+  Groups run over time, so that rows stay where a mesh has put them.
+  """
+  batch, length = following.shape
+  if length <= size:
+    return read_off(hidden, following)
+  num_groups = -(-length // size)
+  size = -(-length // num_groups)
+  spare = num_groups * size - length
+
+  def grouped(x):
+    x = jnp.pad(x, ((0, 0), (0, spare), *((0, 0),) * (x.ndim - 2)))
+    x = x.reshape(batch, num_groups, size, *x.shape[2:])
+    return x.swapaxes(0, 1)
+
+  found = jax.lax.map(
+    jax.checkpoint(lambda pair: read_off(*pair)),
+    (grouped(hidden), grouped(following)),
+  )
+  return tuple(x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in found)
 
 
 def next_token_entropies(logits: jax.Array) -> jax.Array:

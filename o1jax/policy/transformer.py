@@ -149,10 +149,13 @@ class Decoder(nn.Module):
       attends = _full_attends(c, positions, segment_ids)
     else:
       attends = _cached_attends(c, positions, cache, slot)
+    # Only whole sequences have gradients. `attend` is a function, not an array.
+    is_remade = c.remat and cache is None
+    block = nn.remat(Block, static_argnums=(3,)) if is_remade else Block
     keys, values = [], []
     tables = _rope_tables(c, positions)
     for i in range(c.num_layers):
-      x, k, v = Block(c, name=f"layer_{i}")(x, tables[i], attends[i])
+      x, k, v = block(c, name=f"layer_{i}")(x, tables[i], attends[i])
       keys.append(k)
       values.append(v)
     hidden = RMSNorm(c, name="final_norm")(x)

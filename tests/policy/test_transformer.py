@@ -442,3 +442,86 @@ def test_bfloat16_computes_short_and_keeps_long(llama):
   want = oracle_forward(LLAMA, params, TOKENS[0, 0])[1]
   error = np.abs(np.asarray(logits[0]) - want)
   assert 1e-4 < error.max() < 0.2
+
+
+@pytest.fixture(scope="module")
+def trained_rows():
+  return jnp.asarray(TOKENS[:, 0]), jnp.asarray([12, 8])
+
+
+def gradient(network, params, rows, **options):
+  tokens, lengths = rows
+
+  def total(params):
+    log_probs, values, entropies = next_token_log_probs(
+      network, params, tokens, lengths, with_entropy=True, **options
+    )
+    sums = jnp.sum(log_probs), jnp.sum(jnp.square(values)), jnp.sum(entropies)
+    return sum(sums), (log_probs, entropies)
+
+  return fast_jit(jax.grad(total, has_aux=True))(params)
+
+
+def assert_close(found, expected, atol):
+  pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+  for a, b in pairs:
+    np.testing.assert_allclose(a, b, atol=atol)
+
+
+@pytest.mark.parametrize("first_position", [0, 3])
+def test_logits_by_groups_are_those_at_once(
+  llama, trained_rows, first_position
+):
+  network, params = llama
+  options = {"first_position": first_position}
+  expected = gradient(network, params, trained_rows, **options)
+  # Room for 2 positions of both rows.
+  options["max_logits"] = 2 * 2 * LLAMA.vocab_size + 1
+  assert_close(
+    gradient(network, params, trained_rows, **options), expected, 5e-5
+  )
+  tokens, lengths = trained_rows
+  text = str(
+    jax.make_jaxpr(functools.partial(next_token_log_probs, network, **options))(
+      params, tokens, lengths
+    )
+  )
+  assert f"[2,2,{LLAMA.vocab_size}]" in text
+  left = LENGTH - first_position
+  assert f"[2,{left},{LLAMA.vocab_size}]" not in text
+
+
+def test_remade_blocks_give_the_same_and_only_they_are_remade(
+  llama, trained_rows
+):
+  network, params = llama
+  remade = make_network(change(remat=True))
+  expected = gradient(network, params, trained_rows)
+  assert_close(gradient(remade, params, trained_rows), expected, 5e-5)
+  structures = (
+    jax.tree.structure(jax.eval_shape(n.init, jax.random.key(0)))
+    for n in (network, remade)
+  )
+  assert len(set(structures)) == 1
+  texts = [
+    str(
+      jax.make_jaxpr(functools.partial(next_token_log_probs, n))(
+        params, *trained_rows
+      )
+    )
+    for n in (network, remade)
+  ]
+  assert [text.count("prevent_cse=True") for text in texts] == [
+    0,
+    LLAMA.num_layers,
+  ]
+
+
+def test_gradients_of_bfloat16_are_float32(llama, trained_rows):
+  _, params = llama
+  network = make_network(change(dtype="bfloat16"))
+  found, _ = gradient(network, params, trained_rows)
+  assert {x.dtype.name for x in jax.tree.leaves(found)} == {"float32"}
+  expected, _ = gradient(make_network(LLAMA), params, trained_rows)
+  largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
+  assert_close(found, expected, 0.1 * largest)

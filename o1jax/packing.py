@@ -1,0 +1,64 @@
+"""Several documents in one row, so that training reads little padding.
+
+First fit, on the host: each document goes to the first row that has room, in
+the order given (Krell et al., arXiv 2107.02027, pack by lengths alone; here the
+order of the documents is kept within a row). What learns from packed rows gets
+a document of each token, so that documents do not read each other, and
+positions that start anew (`policy.next_token_log_probs`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+PADDING = -1  # the segment of padding
+
+
+def pack_documents(
+  documents: Sequence[Sequence[int]], length: int, *, pad_id: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Puts documents one behind the other into as few rows as first fit takes.
+
+  Args:
+    documents: token ids of each, at least one.
+    length: T, tokens of a row.
+    pad_id: fills what is left on the right.
+
+  Returns:
+    `(tokens, segment_ids, positions)`, `[B, T]` int32: segments count from 0 in
+    each row and are -1 in padding, positions from 0 in each document. Tokens
+    of a row are `(segment_ids >= 0).sum(-1)`.
+
+  Raises:
+    ValueError: no document, an empty one, or one longer than a row.
+  """
+  if not documents:
+    raise ValueError("documents is empty: pass at least one")
+  rows: list[list[int]] = []
+  left: list[int] = []
+  for i, document in enumerate(documents):
+    size = len(document)
+    if not 1 <= size <= length:
+      raise ValueError(
+        f"document {i} has {size} tokens, and a row holds 1 to {length}: cut "
+        "or drop it, or raise length"
+      )
+    row = next((r for r, room in enumerate(left) if room >= size), len(rows))
+    if row == len(rows):
+      rows.append([])
+      left.append(length)
+    rows[row].append(i)
+    left[row] -= size
+  tokens = np.full((len(rows), length), pad_id, np.int32)
+  segment_ids = np.full((len(rows), length), PADDING, np.int32)
+  positions = np.zeros((len(rows), length), np.int32)
+  for row, members in enumerate(rows):
+    begin = 0
+    for segment, i in enumerate(members):
+      size = len(documents[i])
+      own = slice(begin, begin + size)
+      tokens[row, own] = documents[i]
+      segment_ids[row, own] = segment
+      positions[row, own] = np.arange(size)
+      begin += size
+  return tokens, segment_ids, positions
