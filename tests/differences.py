@@ -29,3 +29,15 @@ def assert_gradient_is_the_slope(
     assert gradient.dtype == jnp.float64
     assert float(jnp.abs(gradient).max()) > 1e-3
     np.testing.assert_allclose(gradient.ravel(), slopes, atol=1e-8)
+
+
+def slopes_of(
+  loss: Callable[[np.ndarray], float], x: np.ndarray, *, size: float = 1e-5
+) -> np.ndarray:
+  """Slopes of a loss in NumPy at the vector `x`, one entry after the other."""
+  slopes = np.zeros(len(x))
+  for i in range(len(x)):
+    move = np.zeros(len(x))
+    move[i] = size
+    slopes[i] = (loss(x + move) - loss(x - move)) / (2 * size)
+  return slopes

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from o1jax.search.tree import UNEXPANDED, Tree
+from o1jax.types import PolicyGradientBatch, PreferenceBatch
 from worlds import World
 
 Path = tuple[int, ...]
@@ -604,3 +605,194 @@ def commit_and_search(
     )
     if oracle.is_terminal[roots[-1]]:
       return roots
+
+
+class LossInLoops:
+  """The loss of an update and what it reports, token after token.
+
+  Importance weights are constants to the slope of a loss: they are taken with
+  the parameters that `weigh` was given last.
+  """
+
+  def __init__(self, objective, forward_fn, groups):
+    self.objective = objective
+    self.forward_fn = forward_fn
+    self.groups = groups
+    self.ratios: dict[tuple[int, int, int], float] = {}
+
+  def weigh(self, params) -> None:
+    """Takes the ratios to what drew the tokens, at the level of the options."""
+    for g, group in enumerate(self.groups):
+      if not isinstance(group, PolicyGradientBatch):
+        continue
+      for row, tokens in enumerate(group.tokens):
+        log_probs = self.following(params, tokens)
+        places = np.flatnonzero(group.policy_weights[row]).tolist()
+        gaps = {
+          t: log_probs[t] - float(group.behavior_log_probs[row, t])
+          for t in places
+        }
+        whole = sum(gaps.values())
+        is_whole = self.objective.policy_gradient.importance == "sequence"
+        for t in places:
+          self.ratios[g, row, t] = math.exp(whole if is_whole else gaps[t])
+
+  def following(self, params, tokens) -> list[float]:
+    log_probs, _ = self.forward_fn(params, tokens)
+    return [float(log_probs[t, n]) for t, n in enumerate(np.roll(tokens, -1))]
+
+  def __call__(self, params) -> dict[str, float]:
+    """Means by name: the loss, its terms, and the numbers that are means."""
+    self.sums: dict[str, float] = {}
+    self.weights: dict[str, float] = {}
+    for g, group in enumerate(self.groups):
+      for row in range(len(group.tokens)):
+        if isinstance(group, PreferenceBatch):
+          self.pair(params, group, row)
+        elif isinstance(group, PolicyGradientBatch):
+          self.drawn(params, group, g, row)
+        else:
+          self.cloned(params, group, row)
+    means = {
+      name: total / self.weights[name] if self.weights[name] else 0.0
+      for name, total in self.sums.items()
+    }
+    coefficients = self.objective.coefficients()
+    means["loss"] = sum(
+      coefficient * means[f"{name}_loss"]
+      for name, coefficient in coefficients.items()
+      if f"{name}_loss" in means
+    )
+    return means
+
+  def add(self, name: str, weight: float, value: float) -> None:
+    weight = float(weight)
+    self.sums[name] = self.sums.get(name, 0.0)
+    self.weights[name] = self.weights.get(name, 0.0) + weight
+    if weight:
+      self.sums[name] += weight * float(value)
+
+  def cloned(self, params, group, row: int) -> None:
+    log_probs = self.following(params, group.tokens[row])
+    _, logits = self.forward_fn(params, group.tokens[row])
+    for t in range(group.tokens.shape[1]):
+      self.add("policy_loss", group.policy_weights[row, t], -log_probs[t])
+      self.add(
+        "value_loss",
+        group.value_weights[row, t],
+        cross_entropy(logits[t], float(group.value_targets[row, t])),
+      )
+
+  def drawn(self, params, group, g: int, row: int) -> None:
+    options = self.objective.policy_gradient
+    tokens = group.tokens[row]
+    whole, logits = self.forward_fn(params, tokens)
+    log_probs = self.following(params, tokens)
+    for t in range(len(tokens)):
+      self.value_of_draw(options, group, row, t, logits[t])
+      weight = group.policy_weights[row, t]
+      if not weight:
+        self.add("policy_gradient_loss", 0, 0)
+        continue
+      advantage = float(group.advantages[row, t])
+      ratio = math.exp(log_probs[t] - float(group.behavior_log_probs[row, t]))
+      loss, is_clipped = self.surrogate(
+        options, log_probs[t], ratio, self.ratios[g, row, t], advantage
+      )
+      self.add("policy_gradient_loss", weight, loss)
+      if options.loss == "ppo":
+        self.add("clip_share", weight, is_clipped)
+      elif options.max_weight:
+        self.add("truncated_share", weight, is_clipped)
+      gap = log_probs[t] - float(group.reference_log_probs[row, t])
+      self.add("kl_to_reference", weight, math.exp(-gap) - 1 + gap)
+      self.add("kl_to_behavior", weight, 1 / ratio - 1 + math.log(ratio))
+      if options.kl_coefficient:
+        is_square = options.kl_estimator == "k2"
+        penalty = gap**2 / 2 if is_square else math.exp(-gap) - 1 + gap
+        self.add("kl_loss", weight, penalty)
+      entropy = -sum(math.exp(x) * x for x in whole[t].tolist())
+      if options.entropy_coefficient:
+        self.add("entropy_loss", weight, entropy)
+        self.add("entropy", weight, entropy)
+      else:
+        self.add("entropy", weight, -log_probs[t])
+
+  @staticmethod
+  def surrogate(options, log_prob, ratio, importance, advantage):
+    """`(loss of a token, whether its ratio was out of bounds)`."""
+    if options.loss == "reinforce":
+      is_large = bool(options.max_weight) and importance > options.max_weight
+      weight = options.max_weight if is_large else importance
+      if options.importance == "none":
+        weight = 1.0
+      return -advantage * weight * log_prob, is_large
+    low, high = 1 - options.clip_low, 1 + options.clip_high
+    gained = min(ratio * advantage, min(max(ratio, low), high) * advantage)
+    is_clipped = ratio > high if advantage > 0 else ratio < low
+    if options.dual_clip and advantage < 0:
+      is_clipped = is_clipped or ratio > options.dual_clip
+      gained = max(gained, options.dual_clip * advantage)
+    return -gained, is_clipped and advantage != 0
+
+  def value_of_draw(self, options, group, row: int, t: int, logit) -> None:
+    weight = group.value_weights[row, t]
+    target = float(group.value_targets[row, t])
+    if not options.max_value_change or not weight:
+      loss = cross_entropy(logit, target)
+    else:
+      value = 1 / (1 + math.exp(-float(logit)))
+      old = float(group.behavior_values[row, t])
+      change = options.max_value_change
+      near = min(max(value, old - change), old + change)
+      loss = max((value - target) ** 2, (near - target) ** 2) / 2
+    self.add("value_loss", weight, loss)
+
+  def pair(self, params, group, row: int) -> None:
+    options = self.objective.preference
+    weight = group.pair_weights[row]
+    rewards, log_ratios = [], []
+    for side in range(2):
+      log_probs = self.following(params, group.tokens[row, side])
+      places = np.flatnonzero(group.token_weights[row, side]).tolist()
+      total = sum(
+        log_probs[t] - float(group.reference_log_probs[row, side, t])
+        for t in places
+      )
+      if options.is_length_normalized:
+        total /= max(len(places), 1)
+      log_ratios.append(total)
+      rewards.append(options.beta * total)
+    margin = rewards[0] - rewards[1]
+    if options.variant == "ipo":
+      loss = (log_ratios[0] - log_ratios[1] - 1 / (2 * options.beta)) ** 2
+    else:
+      right = math.log(1 + math.exp(-margin))
+      wrong = math.log(1 + math.exp(margin))
+      loss = (1 - options.label_noise) * right + options.label_noise * wrong
+    self.add("preference_loss", weight, loss)
+    accuracy = 0.5 if margin == 0 else float(margin > 0)
+    self.add("preference_accuracy", weight, accuracy)
+    self.add("preference_margin", weight, margin)
+    self.add("preference_preferred_reward", weight, rewards[0])
+    self.add("preference_dispreferred_reward", weight, rewards[1])
+
+  def ratio_numbers(self) -> dict[str, float]:
+    """The largest and smallest ratio, and Kong's share of the tokens."""
+    total = square = weights = 0.0
+    for (g, row, t), ratio in self.ratios.items():
+      weight = float(self.groups[g].policy_weights[row, t])
+      weights += weight
+      total += weight * ratio
+      square += weight * ratio**2
+    return {
+      "max_ratio": max([1.0, *self.ratios.values()]),
+      "min_ratio": min([1.0, *self.ratios.values()]),
+      "effective_share": total**2 / square / weights if square else 0.0,
+    }
+
+
+def cross_entropy(logit: float, target: float) -> float:
+  """Of a value's logit with an outcome in [0, 1]."""
+  value = 1 / (1 + math.exp(-float(logit)))
+  return -target * math.log(value) - (1 - target) * math.log(1 - value)

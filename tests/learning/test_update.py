@@ -1,8 +1,4 @@
-"""The update program: two ways to the same parameters.
-
-The network averages what stands before a position: enough for positions to
-depend on each other, and on nothing behind them.
-"""
+"""The update program: two ways to the same parameters."""
 
 import functools
 
@@ -13,64 +9,20 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from o1jax import mesh as meshes
-from o1jax.learning import optimizer as optimizers
 from o1jax.learning import update as updates
 from o1jax.learning.objective import Objective
-from o1jax.types import LearnerBatch
+from toy_learner import (
+  LENGTH,
+  ROWS,
+  VOCAB,
+  assert_close,
+  log_probs_fn,
+  make_batch,
+  make_optimizer,
+  make_params,
+)
 
 HALF = Objective(value_coefficient=0.5)
-VOCAB, WIDTH, ROWS, LENGTH = 7, 4, 8, 6
-
-
-def log_probs_fn(params, tokens, lengths):
-  del lengths  # Causal: what stands behind a row's end changes nothing in it.
-  embedded = params["trunk"]["embedding"][tokens]
-  count = jnp.arange(1, tokens.shape[1] + 1, dtype=embedded.dtype)
-  hidden = jnp.cumsum(embedded, axis=1) / count[None, :, None]
-  hidden = jnp.tanh(hidden @ params["hidden"] + params["bias"][None, None, :])
-  log_probs = jax.nn.log_softmax(hidden @ params["policy_head"]["kernel"])
-  following = jnp.roll(tokens, -1, axis=1)[:, :, None]
-  log_probs = jnp.take_along_axis(log_probs, following, axis=2)[:, :, 0]
-  return log_probs, hidden @ params["value"]
-
-
-def make_params():
-  rng = np.random.default_rng(2)
-
-  def draw(*shape):
-    return jnp.asarray(rng.normal(size=shape), jnp.float32)
-
-  # Two of the names stand in the sharding table.
-  return {
-    "trunk": {"embedding": draw(VOCAB + 1, WIDTH)},
-    "hidden": draw(WIDTH, WIDTH),
-    "bias": draw(WIDTH),
-    "policy_head": {"kernel": draw(WIDTH, VOCAB)},
-    "value": draw(WIDTH),
-  }
-
-
-def make_batch(seed=3):
-  """Rows of very different lengths: every microbatch has other weights."""
-  rng = np.random.default_rng(seed)
-  lengths = rng.integers(2, LENGTH + 1, ROWS)
-  lengths[0], lengths[1] = 0, LENGTH
-  inside = np.arange(LENGTH)[None, :] < lengths[:, None]
-  predicting = np.arange(LENGTH)[None, :] < lengths[:, None] - 1
-  shape = (ROWS, LENGTH)
-  return LearnerBatch(
-    tokens=(rng.integers(1, VOCAB, shape) * inside).astype(np.int32),
-    lengths=lengths.astype(np.int32),
-    policy_weights=(rng.uniform(size=shape) * predicting).astype(np.float32),
-    value_targets=rng.uniform(size=shape).astype(np.float32),
-    value_weights=inside.astype(np.float32),
-  )
-
-
-def make_optimizer(**arguments):
-  return optimizers.make_optimizer(
-    **{"learning_rate": 0.05, "warmup_updates": 3} | arguments
-  )
 
 
 @functools.cache
@@ -130,14 +82,6 @@ def make_shared(num_microbatches=1):
     objective=HALF,
   )
   return lambda: updates.make_state(make_params(), optimizer), update
-
-
-def assert_close(found, expected, atol=1e-6):
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol),
-    found,
-    expected,
-  )
 
 
 def in_two_widths(batch):
