@@ -23,6 +23,8 @@ from o1jax.types import Problem
 
 # Seed and number of the problems that features are scaled by.
 _SCALE_SEED, _NUM_SCALED = 20241218, 512
+# Features are held within this many standard deviations of their mean.
+_MAX_SPREADS = 4.0
 # Newton steps of one fit, halvings of one step, and the gradient at its end.
 _MAX_STEPS, _MAX_HALVINGS, _TOLERANCE = 50, 30, 1e-9
 
@@ -30,9 +32,10 @@ _MAX_STEPS, _MAX_HALVINGS, _TOLERANCE = 50, 30, 1e-9
 class QuestionGenerator:
   """Chooses problems by what past searches say of them.
 
-  The model is p = sigmoid(w . x) with x the scaled features and a 1. Its state
-  is a normal law of w. Each `learn` takes the law, widened, as the prior of a
-  fit by Newton's method and keeps Laplace's approximation of the posterior:
+  The model is p = sigmoid(w . x) with x the scaled features, their squares
+  (what is hard may lie in the middle of a range) and a 1. Its state is a normal
+  law of w. Each `learn` takes the law, widened, as the prior of a fit by
+  Newton's method and keeps Laplace's approximation of the posterior:
 
     precision <- memory * precision + (1 - memory) * ridge
     w         <- argmin 1/2 |w - w_old|^2_precision + cross-entropies
@@ -93,7 +96,7 @@ class QuestionGenerator:
     self._mean = known.mean(axis=0)
     spread = known.std(axis=0)
     self._spread = np.where(spread > 0, spread, 1.0)
-    size = 1 + len(self._mean)
+    size = 1 + 2 * len(self._mean)
     self._weights = np.zeros(size)
     self._precision = ridge * np.eye(size)
     self._num_learned = 0
@@ -304,12 +307,13 @@ class QuestionGenerator:
     return np.array([self._task.problem_features(one) for one in problems])
 
   def _features(self, problems: Sequence[Problem]) -> np.ndarray:
-    """`[n, 1 + k]`: a 1 and the scaled features."""
+    """`[n, 1 + 2 k]`: a 1, the scaled features and their squares."""
     features = np.ones((len(problems), len(self._weights)))
     if len(problems):
-      features[:, 1:] = self._raw_features(problems)
-      features[:, 1:] -= self._mean
-      features[:, 1:] /= self._spread
+      scaled = (self._raw_features(problems) - self._mean) / self._spread
+      # Written problems may lie far outside; a square must not run away.
+      scaled = np.clip(scaled, -_MAX_SPREADS, _MAX_SPREADS)
+      features[:, 1:] = np.concatenate([scaled, scaled**2], axis=1)
     return features
 
 

@@ -96,6 +96,27 @@ def test_proposals_move_to_the_frontier(middle):
   assert low < 0.2 and high > 0.8
 
 
+def test_what_is_hard_may_lie_in_the_middle():
+  task, rng = Levels(), np.random.default_rng(11)
+  problems = task.sample_problems(rng, 500)
+  levels = np.array([problem.data["level"] for problem in problems])
+  generator = QuestionGenerator(task, temperature=0.02)
+  generator.learn(problems, (np.abs(levels - 50) > 20) * 0.9)
+  low, high, middle = generator.predict([task.make(i) for i in (3, 97, 50)])
+  assert middle < 0.15 and low > 0.8 and high > 0.8
+  chosen, _ = generator.propose(rng, 100)
+  levels = np.array([problem.data["level"] for problem in chosen])
+  assert np.mean(np.abs(np.abs(levels - 50) - 20) < 12) > 0.9
+
+
+def test_a_problem_far_outside_is_not_extrapolated():
+  task = Levels()
+  generator = QuestionGenerator(task)
+  generator.learn([task.make(40), task.make(60)], [0.4, 0.6])
+  far, farther = generator.predict([task.make(10**3), task.make(10**6)])
+  assert 0.5 < far == farther < 0.99
+
+
 def test_the_frontier_follows_the_policy():
   rng = np.random.default_rng(2)
   generator = QuestionGenerator(Levels())
@@ -147,7 +168,7 @@ def test_the_model_is_the_one_that_its_equation_asks_for():
   second = generator.to_arrays()
   x = generator._features(problems[50:])
   old, new = first["question_weights"], second["question_weights"]
-  prior = 0.5 * first["question_precision"] + 0.5 * 3.0 * np.eye(4)
+  prior = 0.5 * first["question_precision"] + 0.5 * 3.0 * np.eye(7)
   p = 1 / (1 + np.exp(-x @ new))
   gradient = prior @ (new - old) + x.T @ (p - rates[50:])
   np.testing.assert_allclose(gradient, 0, atol=1e-6)
@@ -155,14 +176,15 @@ def test_the_model_is_the_one_that_its_equation_asks_for():
   np.testing.assert_allclose(second["question_precision"], expected)
   assert generator.num_learned == 200
   # Scaled, the constant feature left alone.
-  np.testing.assert_allclose(x.mean(axis=0), [1, 0, 0, 0], atol=0.3)
-  np.testing.assert_allclose(x.std(axis=0), [0, 1, 1, 0], atol=0.2)
+  np.testing.assert_allclose(x.mean(axis=0), [1, 0, 0, 0, 1, 1, 0], atol=0.3)
+  np.testing.assert_allclose(x[:, 1:4].std(axis=0), [1, 1, 0], atol=0.2)
+  np.testing.assert_array_equal(x[:, 4:], x[:, 1:4] ** 2)
 
 
 def test_the_options_are_in_the_model():
   generator = QuestionGenerator(Levels(), ridge=3.0, frontier=0.2)
   precision = generator.to_arrays()["question_precision"]
-  np.testing.assert_array_equal(precision, 3 * np.eye(4))
+  np.testing.assert_array_equal(precision, 3 * np.eye(7))
   problems = Levels().sample_problems(np.random.default_rng(0), 200)
   generator.learn(problems, success_of(problems, 50))
   chosen, report = generator.propose(np.random.default_rng(0), 50)
@@ -344,7 +366,7 @@ def test_bad_input_is_refused_and_changes_nothing():
     generator.propose(np.random.default_rng(0), 0)
   with pytest.raises(ValueError, match="has no question_weights"):
     QuestionGenerator.from_arrays({}, Levels())
-  with pytest.raises(ValueError, match=r"has shape \(4,\), not \(5,\)"):
+  with pytest.raises(ValueError, match=r"has shape \(7,\), not \(9,\)"):
     QuestionGenerator.from_arrays(before, Levels(num_features=4))
 
   class Plain:

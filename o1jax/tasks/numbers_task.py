@@ -203,7 +203,10 @@ class NumbersTask(reflection.Reflection):
     return numbers_game.nearness(left, target, self.integers_only)
 
   def problem_features(self, problem: Problem) -> np.ndarray:
-    """Counts and sizes of the numbers, and the target beside them: `[10]`."""
+    """Counts and sizes of the numbers, and how the target lies to them: `[11]`.
+
+    The last is `heuristic` before the first step.
+    """
     words, target = _content(problem)
     numbers = np.array(words, np.float64)
     logs = np.log1p(numbers)
@@ -222,6 +225,7 @@ class NumbersTask(reflection.Reflection):
         abs(goal - total),
         target % 2,
         np.mean(divides),
+        self.heuristic(problem, ""),
       ],
       np.float64,
     )
