@@ -1,9 +1,10 @@
 """The optimizer: clipping, then adamw, lion or muon under a schedule.
 
-Weight decay touches matrices only, which it knows by their names; norms and
-biases keep their scale. An `Optimizer` is optax's pair of functions with the
-schedule beside it, so that the update program can report the learning rate it
-applied.
+Part of the parameters may be frozen (`TRAINABLE`): then the rest alone has
+moments, is clipped and moves. Weight decay touches matrices only, which it
+knows by their names; norms and biases keep their scale. An `Optimizer` is
+optax's pair of functions with the schedule beside it, so that the update
+program can report the learning rate it applied.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import optax
 
 _NAMES = ("adamw", "lion", "muon")
 _SCHEDULES = ("constant", "cosine", "linear")
+TRAINABLE = ("all", "heads", "trunk")
 
 # Names of the matrices; a bias may have two axes as well.
 _DECAYED = ("kernel", "embedding")
@@ -104,6 +106,7 @@ def make_optimizer(
   clip_norm: float | None = 1.0,
   b1: float = 0.9,
   b2: float = 0.99,
+  trainable: str = "all",
 ) -> Optimizer:
   """Builds the optimizer; schedule arguments as in `make_schedule`.
 
@@ -122,13 +125,20 @@ def make_optimizer(
     clip_norm: largest global norm of a gradient; None to leave it.
     b1: decay of the first moment; muon's own is 0.95 for what it moves.
     b2: decay of the second moment.
+    trainable: what moves: "all", "heads" (the trunk is frozen; where embeddings
+      are tied they are the trunk's, and the value head alone moves) or "trunk".
 
   Raises:
-    ValueError: unknown name, or a schedule that `make_schedule` refuses.
+    ValueError: unknown name or part, or a schedule that `make_schedule`
+      refuses.
   """
   if name not in _NAMES:
     raise ValueError(
       f"optimizer {name!r} is unknown; take one of {', '.join(_NAMES)}"
+    )
+  if trainable not in TRAINABLE:
+    raise ValueError(
+      f"trainable={trainable!r} is unknown; take one of {', '.join(TRAINABLE)}"
     )
   rate = make_schedule(
     learning_rate=learning_rate,
@@ -151,8 +161,47 @@ def make_optimizer(
     make = optax.adamw if name == "adamw" else optax.lion
     rule = make(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_decayed)
   if clip_norm is not None:
-    rule = optax.chain(optax.clip_by_global_norm(clip_norm), rule)
+    rule = optax.chain(_clip(clip_norm), rule)
+  if trainable != "all":
+    rule = freeze(rule, lambda path: is_trained(path, trainable))
   return Optimizer(rule.init, rule.update, rate)
+
+
+def freeze(
+  rule: optax.GradientTransformation, is_moved: Callable[[str], bool]
+) -> optax.GradientTransformation:
+  """`rule` for the parameters whose path passes, no change for the others.
+
+  Args:
+    rule: any optax transformation.
+    is_moved: of a path such as "trunk/layer_0/qkv/kernel".
+  """
+
+  def labels(params):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: is_moved("/".join(str(entry.key) for entry in path)),
+      params,
+    )
+
+  return optax.partition({True: rule, False: optax.set_to_zero()}, labels)
+
+
+def is_trained(path: str, trainable: str) -> bool:
+  """Whether the parameter at `path` is in that part of the network."""
+  is_trunk = path.partition("/")[0] == "trunk"
+  return trainable == "all" or is_trunk == (trainable == "trunk")
+
+
+def _clip(max_norm):
+  """As optax's, by one product, which XLA joins with what reads it."""
+
+  def update(grads, state, params=None):
+    del params
+    norm = optax.tree.norm(grads)
+    scale = jnp.minimum(1.0, max_norm / jnp.where(norm > 0, norm, 1.0))
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def _is_decayed(params):

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from o1jax.learning import optimizer as optimizers
@@ -121,6 +122,7 @@ def test_no_clipping_leaves_the_gradient_its_size():
   [
     ({"name": "adam"}, "adamw"),
     ({"schedule": "cosin"}, "cosine"),
+    ({"trainable": "head"}, "heads"),
     ({"schedule": "linear", "warmup_updates": 9}, "total_updates=9"),
   ],
 )
@@ -175,3 +177,60 @@ def test_muon_orthogonalises_the_layers_and_leaves_the_rest_to_adam():
       new, start, grads = new[name], start[name], grads[name]
     sizes = (new - start) / (-0.1 * jnp.sign(grads))
     np.testing.assert_allclose(sizes, sizes.ravel()[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+@pytest.mark.parametrize(
+  ("trainable", "moved"),
+  [
+    ("all", {"trunk", "policy_head", "value_head"}),
+    ("heads", {"policy_head", "value_head"}),
+    ("trunk", {"trunk"}),
+  ],
+)
+def test_what_is_frozen_stays_and_does_not_count(name, trainable, moved):
+  """The rest moves as if it were alone: the frozen gradient is not clipped."""
+  params = {
+    "trunk": {"layer_0": {"out": {"kernel": jnp.full((2, 2), 0.5)}}},
+    "policy_head": {"kernel": jnp.full((2, 3), 0.5)},
+    "value_head": {"out": {"kernel": jnp.full((2, 1), 0.5)}},
+  }
+  grads = jax.tree.map(lambda x: 3.0 * x, params)
+  frozen = params.keys() - moved
+  grads |= {k: jax.tree.map(lambda x: 1e3 * x, grads[k]) for k in frozen}
+  options = {"name": name, "learning_rate": 0.1, "weight_decay": 0.1}
+  rule = optimizers.make_optimizer(trainable=trainable, **options)
+  found = run(rule, params, [grads] * 2)
+  alone = optimizers.make_optimizer(**options)
+  want = run(
+    alone,
+    {k: params[k] for k in moved},
+    [{k: grads[k] for k in moved}] * 2,
+  )
+  for part in moved:
+    for a, b in zip(
+      jax.tree.leaves(found[part]), jax.tree.leaves(want[part]), strict=True
+    ):
+      np.testing.assert_allclose(a, b, rtol=1e-6)
+      assert (np.asarray(a) != 0.5).all()
+  for part in frozen:
+    for leaf in jax.tree.leaves(found[part]):
+      np.testing.assert_array_equal(leaf, np.full(leaf.shape, 0.5))
+  # Nor are there moments of what is frozen.
+  size = sum(x.size for x in jax.tree.leaves(rule.init(params)))
+  rest = {k: params[k] for k in moved}
+  assert size == sum(x.size for x in jax.tree.leaves(alone.init(rest)))
+
+
+def test_clipping_is_that_of_optax():
+  grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}
+  for limit in (1.0, 5.0, 7.0):
+    rule, oracle = optimizers._clip(limit), optax.clip_by_global_norm(limit)
+    found, expected = (
+      r.update(grads, r.init(grads))[0] for r in (rule, oracle)
+    )
+    for name in grads:
+      np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
+  nothing = jax.tree.map(jnp.zeros_like, grads)
+  found, _ = optimizers._clip(1.0).update(nothing, optax.EmptyState())
+  assert not any(np.asarray(x).any() for x in jax.tree.leaves(found))
