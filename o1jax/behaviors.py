@@ -459,18 +459,18 @@ def _number(text: str) -> Fraction | None:
   return -value if value is not None and text.startswith("-") else value
 
 
-def _comparisons(sentence: str) -> Iterator[tuple[int, Fraction, bool]]:
-  """Where two numbers are compared: `(place, first number, is it true)`."""
+def _comparisons(sentence: str) -> Iterator[bool]:
+  """For each two numbers that a sentence compares: is it true?"""
   for match in _COMPARISON.finditer(sentence):
     first, second = _number(match.group(1)), _number(match[match.re.groups])
     if first is None or second is None:
       continue
-    is_true = {
-      "ne": first != second,
-      "lt": first < second,
-      "gt": first > second,
-    }[match.lastgroup or "ne"]
-    yield match.start(), first, is_true
+    is_true = (
+      (match["ne"] and first != second)
+      or (match["lt"] and first < second)
+      or (match["gt"] and first > second)
+    )
+    yield bool(is_true)
 
 
 # Reading a text.
@@ -561,8 +561,7 @@ def _read_check(
   compared = list(_comparisons(sentence))
   are_true = all(one.is_true for one in equations)
   if compared:
-    is_true = all(holds for _, _, holds in compared)
-    return _Check(True, is_true and are_true, True, True)
+    return _Check(True, all(compared) and are_true, True, True)
   if not equations:
     return _Check(False, False, False, False)
   end = equations[-1].end

@@ -81,6 +81,10 @@ def test_precision_and_recall(name):
     ("10 + 2 = 13, not 14", "false_evaluation"),
     ("Check: 10 + 2 = 12, wrong since we need 13", "self_evaluation"),
     ("Check: 10 + 2 = 12, wrong since we need 12", "false_evaluation"),
+    ("21, which is less than 24", "self_evaluation"),
+    ("24, which is less than 21", "false_evaluation"),
+    ("27 is too large since we need 24", "self_evaluation"),
+    ("24 is too large since we need 27", "false_evaluation"),
     ("I check it once more.\n9 * 9 = 81.\nYes, right.", "self_evaluation"),
   ],
 )
@@ -122,6 +126,8 @@ def test_words_of_others_do_not_count():
     ("2 * (3 + 4) = 14", True),
     ("2 * 3 + 4 = 14", False),
     ("10 - 2 - 3 = 5", True),
+    ("(3 + 4) - 2 = 5", True),
+    ("(3 + 4) - (6 - 1) = 2", True),
     ("24 / 4 / 2 = 3", True),
     ("0 - -9 = 9", True),
     ("-3 * -4 = 12", True),
@@ -156,6 +162,7 @@ def test_a_chain_is_so_many_equations():
     "5 / 0 = 1",
     "1/0 + 1 = 2",
     "9 ^ 99 = 3",
+    "1 ^ 99 = 1",
     "9 ^ 9 ^ 9 ^ 9 ^ 9 ^ 9 ^ 9 = 3",
     f"{'9' * 50} + 1 = 2",
     "(" * 99 + "1" + ")" * 99 + " + 1 = 2",
@@ -244,6 +251,11 @@ def test_a_long_text_is_cut():
   fits = behaviors.MAX_TEXT // len(line)
   counts = count_behaviors(line * (fits + 500))
   assert counts["task_completion"] == fits
+
+
+def test_a_long_sentence_is_read_to_its_end():
+  text = "well, " * behaviors.MAX_SENTENCE + "3 + 4 = 7"
+  assert count_behaviors(text)["task_completion"] == 1
 
 
 def test_names_are_those_of_the_paper():

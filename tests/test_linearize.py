@@ -99,6 +99,21 @@ def test_a_tree_is_walked_depth_first_to_the_right_solution():
   assert counts["self_evaluation"] == counts["self_correction"] == 4
 
 
+def test_the_right_branch_comes_last_and_others_in_the_order_they_were_made():
+  steps = {
+    1: (0, "3 * 2 = 6 (left: 7 6)\n", 9),
+    2: (0, "3 + 7 = 10 (left: 2 10)\n", 9),
+    3: (0, "3 - 2 = 1 (left: 7 1)\n", 9),
+    4: (3, "7 * 1 = 7 (left: 7)", 1),
+    5: (1, "7 - 6 = 1 (left: 1)", 1),
+    6: (2, "10 + 2 = 12 (left: 12)", 1),
+    7: (1, "7 + 6 = 13 (left: 13)", 1),
+  }
+  told = [line for line in text_of(tree(steps)).split("\n") if "left" in line]
+  order = [2, 6, 3, 4, 1, 5, 7, 1, 7]
+  assert told == [steps[node][1].rstrip("\n") for node in order]
+
+
 def test_the_most_visited_dead_ends_are_kept():
   ends = {
     line

@@ -77,6 +77,10 @@ def test_all_that_is_said_is_true_but_for_the_slip(task):
         assert lines[place + 1].endswith(f"= {result}, not {wrong[0]}")
         head, _, _ = lines[place + 2].rpartition(f"= {result} (left: ")
         assert head and not head[0].isdigit()
+        left = line.rpartition("(left: ")[2].split()
+        assert len(left) == len(
+          lines[place + 2].rpartition("(left: ")[2].split()
+        )
       missed = re.search(rf"= (\S+), (?:not|but we need) {target}$", line)
       if missed and place < len(lines) - 1 and not wrong:
         num_dead_ends += Fraction(missed[1]) != target
@@ -95,13 +99,16 @@ def test_subgoals_and_dead_ends_are_those_of_the_solver(task):
     )
     a, op, b = sides
     assert numbers_game.combine(Fraction(a), op, Fraction(b)) == target
+    used, direct = [], [a, b]
     for made, given in re.findall(r"(-?[\d/]+) from ([-\d/ ]+\d)", lines[1]):
       words = given.split(" ")
       state = numbers_game.make_state(tuple(map(int, words)))
       solver = numbers_game.Solver(Fraction(made))
       assert len(words) > 1 and solver.can_reach(state)
-      for word in words:
-        assert words.count(word) <= list(map(str, numbers)).count(word)
+      used += words
+      direct.remove(made)
+    # All numbers are used, each once.
+    assert sorted(used + direct) == sorted(map(str, numbers))
     first = next(line for line in lines if "(left: " in line or ", not" in line)
     if "left" in first and not any(c != r for c, r in equations(first)):
       # On the right path, or fatal and taken back later.
@@ -166,11 +173,23 @@ def test_dead_ends_are_counted():
       target = problem.data["target"]
       ends = rf", (?:not|but we need) {target}$"
       found.add(len(re.findall(ends, text, re.M)))
+      corrections = behaviors.count_behaviors(text)["self_correction"]
+      assert corrections == 1
     # Without a dead end it is a slip that is corrected.
     assert found == ({0} if not most else set(range(1, most + 1)))
   for _, text in task.long_thoughts(rng(), 20, max_dead_ends=0):
     assert behaviors.count_behaviors(text)["self_correction"] == 1
     assert not behaviors.count_behaviors(text)["alternative_proposal"]
+
+
+def test_no_dead_end_is_told_twice():
+  task = TASKS["two"]
+  for problem, text in task.long_thoughts(rng(), 100, max_dead_ends=3):
+    target = problem.data["target"]
+    ends = re.findall(
+      rf"(\S+) ([-+*/]) (\S+) = \S+, (?:not|but we need) {target}$", text, re.M
+    )
+    assert len({tuple(sorted(end)) for end in ends}) == len(ends)
 
 
 def test_length_is_limited():
