@@ -1,5 +1,6 @@
 """Rows of what was drawn: against loops, and against all draws there are."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -315,6 +316,33 @@ def rows_of(draws, options, **arrays):
     baselines.empty_baseline(),
     max_tokens=MAX_TOKENS,
     **(given | arrays),
+  )
+
+
+@pytest.mark.parametrize("given", [OPTIONS[6], OPTIONS[10], OPTIONS[-1]])
+def test_draws_of_a_problem_may_lie_apart(given):
+  draws, values, log_probs, reference = mixed_draws()
+  order = np.random.default_rng(1).permutation(len(draws.tokens))
+  turned = dataclasses.replace(
+    draws,
+    **{
+      name: array[order]
+      for name, array in vars(draws).items()
+      if isinstance(array, np.ndarray)
+    },
+  )
+  options = Advantages(**(given | dict(skips_flat=False, truncated="wrong")))
+  arrays = dict(
+    values=values, log_probs=log_probs, reference_log_probs=reference
+  )
+  rows, _, _ = rows_of(draws, options, **arrays)
+  arrays = {name: array[order] for name, array in arrays.items()}
+  found, _, _ = rows_of(turned, options, **arrays)
+  assert len(found.tokens) == len(order)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y[order], atol=1e-6),
+    found,
+    rows,
   )
 
 
