@@ -67,7 +67,7 @@ _PLAIN = str.maketrans(
 
 _TOKEN = re.compile(
   r"(?P<number>(?<![\w.])\d+(?:,\d{3}(?!\d))*(?:\.\d+)?(?:/\d+)?(?![\w]))"
-  r"|(?P<sign>\*\*|[-+*/^()=])"
+  r"|(?P<sign>\*\*|[-+*/^()=\u2248])"
   r"|(?P<word>\b(?:plus|minus|times|x|divided by|multiplied by|equals"
   r"|is equal to|is|gives|yields|makes)\b(?= ))"
   r"|(?P<space>[ \t]+)"
@@ -81,7 +81,17 @@ _SIGN = {
   "multiplied by": "*",
   "divided by": "/",
 }
-_EQUAL = ("=", "equals", "is equal to", "is", "gives", "yields", "makes")
+_ABOUT = "\u2248"
+_EQUAL = (
+  "=",
+  _ABOUT,
+  "equals",
+  "is equal to",
+  "is",
+  "gives",
+  "yields",
+  "makes",
+)
 _OPERATORS = "+-*/^"
 _NUM = r"-?\d{1,12}(?:/\d{1,12}|\.\d{1,6})?"
 
@@ -93,7 +103,8 @@ class Equation(NamedTuple):
     start, end: where it stands.
     left: its left side, as one word without blanks.
     value: of its right side.
-    is_true: whether both sides are the same number.
+    is_true: whether both sides are the same number; one that is written with
+      decimals, or said to be about right, up to its last digit.
     is_result: whether it computes: an operation on the left, a number on the
       right.
   """
@@ -129,12 +140,14 @@ def find_equations(sentence: str) -> Iterator[Equation]:
   """The equations of one sentence, in order; lower case is expected."""
   for run in _runs(sentence):
     sides: list[list[_Token]] = [[]]
+    signs: list[str] = []
     for token in run:
       if token.text in _EQUAL:
         sides.append([])
+        signs.append(token.text)
       else:
         sides[-1].append(token)
-    for first, second in zip(sides, sides[1:], strict=False):
+    for first, second, sign in zip(sides, sides[1:], signs, strict=False):
       left, right = _suffix(first), _prefix(second)
       values = _value(left), _value(right)
       if None not in values:
@@ -146,9 +159,17 @@ def find_equations(sentence: str) -> Iterator[Equation]:
             right[-1].end,
             "".join(token.text for token in left),
             values[1],
-            values[0] == values[1],
+            _are_equal(*values, "" if has_right else right[-1].text, sign),
             has_left and not has_right,
           )
+
+
+def _are_equal(a: Fraction, b: Fraction, written: str, sign: str) -> bool:
+  """Whether a is b, as the digits of b are written where it is one number."""
+  _, point, digits = written.partition(".")
+  if not point and sign != _ABOUT:
+    return a == b
+  return a == b or abs(a - b) < Fraction(1, 10 ** len(digits))
 
 
 def _runs(sentence: str) -> Iterator[list[_Token]]:
@@ -160,7 +181,8 @@ def _runs(sentence: str) -> Iterator[list[_Token]]:
       yield run
       run = []
     end = match.end()
-    if match.lastgroup == "space":
+    # A word joins numbers; it is no sign: `..., minus 23 * 3 = 69`.
+    if match.lastgroup == "space" or (match.lastgroup == "word" and not run):
       continue
     text = match.group()
     value = None
@@ -380,11 +402,16 @@ _ALTERNATIVE = _any(
   r"\bthink about (?:it|this) differently\b|\blet's switch\b",
 )
 _WRONG = (
-  r"(?:wrong|incorrect|not right|not correct|a mistake|an error|can't be right"
+  r"(?:wrong|incorrect|not (?:quite )?right|not correct|a mistake|an error"
+  r"|can't be right"
   r"|cannot be right|false|off)"
 )
 _CORRECTION = _any(
-  rf"\b(?:wait|hold on|hmm|oops|no|actually|ah)\b.{{0,40}}\b{_WRONG}\b",
+  rf"\b(?:wait|hold on|hmm|oops|no|actually|ah)\b.{{0,40}}\b{_WRONG}\b"
+  r"(?![^?]{0,40}\?)",
+  r"\bi don't think (?:that's|this is|that is) (?:quite )?right\b",
+  r"\blet me (?:reconsider|re-?examine|rethink|think again|start over"
+  r"|try (?:that )?again)\b",
   r"\boops\b|\bscratch that\b|\bstrike that\b|\bactually,? no\b",
   r"\b(?:my|a|the|an) (?:mistake|error|slip)\b.{0,20}\b(?:in|above|there|here"
   r"|earlier)\b",

@@ -140,6 +140,13 @@ def test_words_of_others_do_not_count():
     ("17 plus 25 equals 43", False),
     ("96 divided by 8 gives 12", True),
     ("13 = 6 + 7", True),
+    ("120 / 2.25 = 53.33", True),
+    ("120 / 2.25 = 53.3", True),
+    ("120 / 2.25 = 53.35", False),
+    ("120 / 2.25 = 53", False),
+    ("120 / 2.25 \u2248 53", True),
+    ("120 / 2.25 \u2248 55", False),
+    ("0.1 + 0.2 = 0.4", False),
     ("6 + 1 = 3 + 4", True),
   ],
 )
@@ -147,6 +154,28 @@ def test_arithmetic_is_computed(text, is_true):
   (found,) = find_equations(text)
   assert found.is_true == is_true
   assert (found.start, found.end) == (0, len(text))
+
+
+def test_a_word_before_a_number_is_no_sign():
+  # Of a trace that another model wrote.
+  text = "wait, let me verify: 23 * 50 = 1150, minus 23 * 3 = 69, so 1150 - 69 "
+  found = list(find_equations(text + "= 1081. good."))
+  assert [one.is_true for one in found] == [True] * 3
+  assert count_behaviors(text + "= 1081. Good.")["self_evaluation"] == 1
+  assert count_behaviors(text + "= 1080. Good.")["false_evaluation"] == 1
+
+
+@pytest.mark.parametrize(
+  "text, is_correction",
+  [
+    ("Hmm, let me reconsider.", True),
+    ("No, I don't think that's right.", True),
+    ("Wait, that's not quite right either. Let me re-examine.", True),
+    ("Wait, is the student's logic wrong? Yes.", False),
+  ],
+)
+def test_corrections_of_traces(text, is_correction):
+  assert bool(count_behaviors(text)["self_correction"]) == is_correction
 
 
 def test_a_chain_is_so_many_equations():
@@ -165,6 +194,7 @@ def test_a_chain_is_so_many_equations():
     "1 ^ 99 = 1",
     "9 ^ 9 ^ 9 ^ 9 ^ 9 ^ 9 ^ 9 = 3",
     f"{'9' * 50} + 1 = 2",
+    "1234567890123 - 1234567890122 = 1",
     "(" * 99 + "1" + ")" * 99 + " + 1 = 2",
     "= 3",
     "x = 3",
