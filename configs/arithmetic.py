@@ -114,6 +114,9 @@ def get_config(arg=None):
   config.learn.policy_gradient = ConfigDict()
   config.learn.preference = ConfigDict()
   config.learn.pairs = ConfigDict()
+  config.learn.replay = (
+    ConfigDict()
+  )  # see o1jax/experience.py, Experience.sample
   config.learn.rows = ConfigDict()  # of a batch, by kind
   config.learn.rows.search = 8
   config.learn.rows.expert = 16
@@ -133,6 +136,9 @@ def get_config(arg=None):
   config.regimes = ConfigDict()  # ways to learn in turn; see o1jax/regimes.py
   config.regimes.names = ()  # in order; none: one, with the fields as they are
   config.regimes.changes = ConfigDict()  # name: fields that it changes
+
+  config.questions = ConfigDict()  # see o1jax/question_generator.py
+  config.questions.source = "uniform"  # or frontier: solved half of the time
 
   config.experience = ConfigDict()
   config.experience.max_search = 20_000  # solutions kept
@@ -158,6 +164,11 @@ def get_config(arg=None):
   config.evaluation.options.mcts.widening_rate = 0.5  # see o1jax/search/mcts.py
   config.evaluation.reward = "value"  # the checker stays out of it
   config.evaluation.guidance = ConfigDict({"value": 1.0})  # weights by name
+
+  config.metrics = ConfigDict()
+  config.metrics.wandb_project = ""  # of Weights & Biases; none: not written to
+
+  config.health = ConfigDict()  # what stops a run; see o1jax/health.py
 
   config.checkpoint = ConfigDict()
   config.checkpoint.interval = 1  # iterations

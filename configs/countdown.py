@@ -23,9 +23,10 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg=None):
-  """Returns the config; `arg` is None, "smoke" or "no_hindsight"."""
-  if arg not in (None, "smoke", "no_hindsight"):
-    raise ValueError(f"unknown argument {arg!r}: smoke or no_hindsight")
+  """Returns the config; `arg` is None or one of those named above."""
+  arguments = ("smoke", "no_hindsight", "thinking")
+  if arg is not None and arg not in arguments:
+    raise ValueError(f"unknown argument {arg!r}: {', '.join(arguments)}")
   config = ConfigDict()
   config.seed = 0  # everything random derives from it
   config.num_iterations = 54  # of search and learning
@@ -130,6 +131,9 @@ def get_config(arg=None):
   config.learn.policy_gradient = ConfigDict()
   config.learn.preference = ConfigDict()
   config.learn.pairs = ConfigDict()
+  config.learn.replay = (
+    ConfigDict()
+  )  # see o1jax/experience.py, Experience.sample
   config.learn.rows = ConfigDict()  # of a batch, by kind
   config.learn.rows.search = 3
   config.learn.rows.expert = 2
@@ -151,6 +155,9 @@ def get_config(arg=None):
   config.regimes = ConfigDict()  # ways to learn in turn; see o1jax/regimes.py
   config.regimes.names = ()  # in order; none: one, with the fields as they are
   config.regimes.changes = ConfigDict()  # name: fields that it changes
+
+  config.questions = ConfigDict()  # see o1jax/question_generator.py
+  config.questions.source = "uniform"  # or frontier: solved half of the time
 
   config.experience = ConfigDict()
   config.experience.max_search = 20_000  # solutions kept
@@ -177,6 +184,11 @@ def get_config(arg=None):
   config.evaluation.reward = "value"  # the checker stays out of it
   config.evaluation.guidance = ConfigDict({"value": 1.0})  # weights by name
 
+  config.metrics = ConfigDict()
+  config.metrics.wandb_project = ""  # of Weights & Biases; none: not written to
+
+  config.health = ConfigDict()  # what stops a run; see o1jax/health.py
+
   config.checkpoint = ConfigDict()
   config.checkpoint.interval = 1  # iterations
   config.checkpoint.keep_every = 14  # besides the last and the best
@@ -200,6 +212,20 @@ def get_config(arg=None):
     config.learn.rows.expert = 36
     config.learn.rows.consequences = 12
     config.learn.rows.value = 8
+
+  if arg == "thinking":
+    # A row of a chain has room for three wrong attempts and a right one.
+    config.num_iterations = 28
+    config.initialize.num_iterations = 1
+    config.initialize.num_updates = 200
+    config.lengths.reflection_tokens = 128
+    config.lengths.thinking_tokens = 180
+    config.learn.optimizer.name = "muon"
+    config.learn.optimizer.learning_rate = 4e-3
+    config.learn.rows.hindsight_play = 38
+    config.learn.rows.consequences = 4
+    config.learn.rows.retrying = 6
+    config.learn.rows.retried = 2
 
   if arg == "smoke":
     config.num_iterations = 3

@@ -24,12 +24,14 @@ from o1jax.encoding import Lengths, Policy, encode_problems
 from o1jax.evaluation import Evaluator
 from o1jax.experience import Experience
 from o1jax.fresh_rows import FreshRows
+from o1jax.health import Limits
 from o1jax.learning import update
 from o1jax.learning.objective import Objective, PolicyGradient, Preference
 from o1jax.learning.optimizer import Optimizer, make_optimizer
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import make_network, next_token_log_probs
 from o1jax.policy.tokenizer import Tokenizer, train_tokenizer
+from o1jax.question_generator import QuestionGenerator
 from o1jax.regimes import Schedule
 from o1jax.rollouts import Advantages, Pairs
 from o1jax.solver import Solver
@@ -64,6 +66,12 @@ GROUPS = {
   "learn.policy_gradient": (PolicyGradient, set()),
   "learn.preference": (Preference, set()),
   "learn.pairs": (Pairs, set()),
+  "learn.replay": (
+    Experience.sample,
+    {"self", "rng", "n", "pool", "iteration"},
+  ),
+  "questions": (QuestionGenerator, {"task"}),
+  "health": (Limits, set()),
   "regimes": (Schedule, {"known"}),
   "experience": (Experience, set()),
   "evaluation": (Evaluator, {"policy", "task", "mesh"}),
@@ -89,6 +97,8 @@ EMPTY_GROUPS = (
   "learn.policy_gradient",
   "learn.preference",
   "learn.pairs",
+  "learn.replay",
+  "health",
 )
 # What a regime may change: not what spans the run, or what it is counted by.
 CHANGED_BY_REGIMES = ("search.", "learn.")
@@ -98,6 +108,8 @@ NEVER_CHANGED = (
   "learn.updates_per_call",
   "search.num_problems",
 )
+# Where the problems that are searched come from.
+SOURCES = ("uniform", "frontier")
 # The one regime of a config that names none.
 ONLY_REGIME = "learn"
 
@@ -136,6 +148,8 @@ LEAST = {
   "learn.reference": "",
   "learn.optimizer.warmup_updates": 0,
   "regimes.names": (),
+  "questions.source": "",
+  "metrics.wandb_project": "",
   "experience.path": "",
   "evaluation.num_problems": 1,
   "evaluation.batch_size": 1,
@@ -196,6 +210,8 @@ class Parts:
     initialize_rows: batches of the first phase.
     regimes: ways to search and learn, by name.
     schedule: their order.
+    questions: chooses the problems to search; None to draw them evenly.
+    limits: what the run must keep to.
     experience: what a run begins with: empty, or read from a file.
     heldout: problems that strategies are compared on.
   """
@@ -208,6 +224,8 @@ class Parts:
   initialize_rows: rows.RowMaker
   regimes: Mapping[str, Regime]
   schedule: Schedule
+  questions: QuestionGenerator | None
+  limits: Limits
   experience: Experience
   heldout: Sequence[Problem]
 
@@ -251,8 +269,10 @@ def check_fields(config: Any) -> None:
       if field not in config[parent] and not is_optional:
         raise ValueError(f"the config lacks the group {parent}.{field}")
     for name in EMPTY_GROUPS:
-      parent, field = name.split(".")
-      if field not in config[parent]:
+      group = config
+      for word in name.split("."):
+        group = group[word] if word in group else None
+      if group is None:
         raise ValueError(f"the config lacks the group {name}")
     if not config.num_iterations + config.initialize.num_iterations:
       raise ValueError(
@@ -393,7 +413,8 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
     options = config.evaluation
     cells = itertools.product(options.strategies, options.efforts)
     heldout = task.heldout_problems(options.num_problems)
-    evaluator.check([("greedy", 1), *cells], heldout)
+    alone = ["greedy"] + ["thinking"] * bool(policy.lengths.thinking_tokens)
+    evaluator.check([*((name, 1) for name in alone), *cells], heldout)
     # A prompt of training problems may be too long as well.
     rng = np.random.default_rng(config.seed)
     encode_problems(policy, task.sample_problems(rng, 16))
@@ -408,9 +429,54 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
     initialize_rows=initialize_rows,
     regimes=regimes,
     schedule=schedule_of(config),
+    questions=questions_of(config, task),
+    limits=limits_of(config),
     experience=first_experience(config, policy, task),
     heldout=heldout,
   )
+
+
+def questions_of(
+  config: Any, task: Task, arrays: Mapping[str, np.ndarray] | None = None
+) -> QuestionGenerator | None:
+  """What chooses the problems to search; None to draw them evenly.
+
+  Args:
+    config: of the run.
+    task: has the problems.
+    arrays: what a checkpoint keeps of it; None before it has learned anything.
+
+  Raises:
+    UserError: an unknown source, or an option that does not fit.
+  """
+  options = config.questions.to_dict()
+  source = options.pop("source")
+  with user_input():
+    if source not in SOURCES:
+      raise ValueError(
+        f"questions.source={source!r} is unknown; take one of "
+        f"{', '.join(SOURCES)}"
+      )
+    if source == "frontier":
+      if arrays is not None:
+        return QuestionGenerator.from_arrays(arrays, task, **options)
+      return QuestionGenerator(task, **options)
+    if options:
+      raise ValueError(
+        f"questions.{min(options)} is not read with source='uniform': leave it "
+        "out, or set questions.source to 'frontier'"
+      )
+  return None
+
+
+def limits_of(config: Any) -> Limits:
+  """What the run must keep to.
+
+  Raises:
+    UserError: a limit out of its range.
+  """
+  with user_input():
+    return Limits(**config.health)
 
 
 def schedule_of(config: Any) -> Schedule:
@@ -522,7 +588,7 @@ def make_regimes(
     regimes[name] = Regime(
       config=config,
       solver=Solver(policy, mesh=mesh, task=task, **search),
-      learn_rows=rows.RowMaker(policy, task, learn.rows),
+      learn_rows=rows.RowMaker(policy, task, learn.rows, learn.replay),
       fresh_rows=FreshRows(
         policy,
         learn.rows,

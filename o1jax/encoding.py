@@ -21,6 +21,7 @@ class Lengths(NamedTuple):
     row_tokens: T, positions of a row that is learned from: prompt and solution.
     reflection_tokens: the same of rows with judgements or revisions, which are
       longer; 0 for `row_tokens`.
+    thinking_tokens: tokens of a chain of thought; 0 where none is written.
   """
 
   prompt_tokens: int
@@ -28,6 +29,7 @@ class Lengths(NamedTuple):
   num_steps: int
   row_tokens: int
   reflection_tokens: int = 0
+  thinking_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

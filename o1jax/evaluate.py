@@ -122,7 +122,7 @@ def measure(
     cells = [
       (strategy, effort)
       for strategy in strategies
-      for effort in ([1] if strategy == "greedy" else efforts)
+      for effort in ([1] if strategy in evaluation.ALONE else efforts)
     ]
     evaluator.check(cells, problems)
     rows = []

@@ -28,12 +28,15 @@ from o1jax.search.selection import named
 from o1jax.searched import Searched
 from o1jax.solver import Solver
 from o1jax.tasks.task import Task
+from o1jax.thinking import Thinking
 from o1jax.types import Problem, Verdict
 
 # The words for an effort, in solutions.
 EFFORTS = {"low": 4, "medium": 16, "high": 64}
 # Strategies that share a budget out over the problems.
 ADAPTIVE = ("adaptive", "compute_optimal")
+# Those that answer once, whatever the effort.
+ALONE = ("greedy", "thinking")
 SHARES_OF_BATCH = 8
 CALIBRATION_SEED = 11
 BOOTSTRAP_SEED = 7
@@ -223,7 +226,7 @@ def bootstrap_interval(
   return float(low), float(high)
 
 
-Search = Solver | MarginalGain | ComputeOptimal
+Search = Solver | MarginalGain | ComputeOptimal | Thinking
 
 
 class Evaluator:
@@ -356,9 +359,8 @@ class Evaluator:
   def judge(self, searched: Searched) -> list[Verdict]:
     """The verdict on each solution; one that was cut off is not correct."""
     solutions = searched.solutions
-    verdicts = self._judge.check(
-      [searched.problem] * len(solutions), [s.text for s in solutions]
-    )
+    texts = [self._task.final_solution(s.text) for s in solutions]
+    verdicts = self._judge.check([searched.problem] * len(solutions), texts)
     return [
       verdict if solution.is_finished else CUT_OFF
       for verdict, solution in zip(verdicts, solutions, strict=True)
@@ -368,7 +370,7 @@ class Evaluator:
     self, strategy: str, effort: int, batch_size: int | None = None
   ) -> Search:
     batch_size = batch_size or self._batch_size
-    if strategy == "greedy":
+    if strategy in ALONE:
       effort = 1
     cell = strategy, effort, batch_size
     if cell not in self._solvers:
@@ -376,6 +378,10 @@ class Evaluator:
     return self._solvers[cell]
 
   def _make(self, strategy: str, effort: int, batch_size: int) -> Search:
+    if strategy == "thinking":
+      return Thinking(
+        self._policy, self._task, self._mesh, batch_size=batch_size
+      )
     if strategy not in ADAPTIVE:
       return solver_of_effort(
         self._policy,

@@ -72,6 +72,7 @@ class Experience:
     self._lists: dict[str, list[ScoredSolution]] = {}
     # By pool, what weights are made of: iterations, rates of success, outcomes.
     self._columns: dict[str, tuple[np.ndarray, ...]] = {}
+    self._attempts: list[tuple[list, list]] | None = None
 
   def __len__(self) -> int:
     return sum(map(len, self._pools.values()))
@@ -97,7 +98,7 @@ class Experience:
       if num_extra > 0:
         for key in list(pool)[:num_extra]:
           del pool[key]
-    self._lists, self._columns = {}, {}
+    self._lists, self._columns, self._attempts = {}, {}, None
 
   def pool(self, name: str) -> list[ScoredSolution]:
     """Entries of one source, or "expert"; oldest first. Not to be changed."""
@@ -326,6 +327,25 @@ class Experience:
       pairs += [(group[i], group[j]) for i, j in found[drawn].tolist()]
     counts |= {"pairs": len(pairs), "problems": len(groups), "stale": num_stale}
     return pairs, counts
+
+  def attempts(
+    self,
+  ) -> list[tuple[list[ScoredSolution], list[ScoredSolution]]]:
+    """Right and wrong solutions that search found, by problem.
+
+    Problems without a right one are left out; the others come in the order of
+    their first solution.
+    """
+    if self._attempts is None:
+      parted = [
+        (
+          [entry for entry in group if entry.outcome_reward == 1],
+          [entry for entry in group if entry.outcome_reward < 1],
+        )
+        for group in _by_problem(self.pool("search"))
+      ]
+      self._attempts = [both for both in parted if both[0]]
+    return self._attempts
 
   def _present(self, iteration: int | None) -> int:
     return self.newest_iteration if iteration is None else iteration

@@ -27,6 +27,8 @@ import numpy as np
 
 from o1jax import (
   build,
+  evaluation,
+  health,
   jsonl,
   metrics,
   regimes,
@@ -41,6 +43,7 @@ from o1jax.checkpoint import Checkpoints
 from o1jax.experience import Experience
 from o1jax.learning import update
 from o1jax.learning.baselines import MovingBaseline
+from o1jax.question_generator import QuestionGenerator
 from o1jax.regimes import RegimeState
 from o1jax.rollouts import Deck
 from o1jax.rows import DEMONSTRATIONS as DEMONSTRATION_KINDS
@@ -51,7 +54,7 @@ from o1jax.searched import (
   tree_record,
 )
 from o1jax.tasks.task import Task
-from o1jax.types import ScoredSolution
+from o1jax.types import Problem, ScoredSolution, Verdict
 
 # Streams of randomness within an iteration.
 PROBLEMS, ROWS, DEMONSTRATIONS = 0, 1, 2
@@ -61,12 +64,15 @@ NUM_DEMONSTRATIONS = 512
 
 # Trees of an iteration whose steps are checked for legality.
 NUM_AUDITED = 32
+# Rows of an update that failed.
+UNHEALTHY = "unhealthy_batch.npz"
 # Trees of an iteration that are written out.
 NUM_TREES = 4
 
 # Column of the table on the terminal -> metric.
 SHOWN = (
   ("greedy", "eval/greedy_accuracy"),
+  ("thinking", "eval/thinking_accuracy"),
   ("solved", "search/solved"),
   ("correct", "search/correct"),
   ("illegal", "search/illegal_steps"),
@@ -78,6 +84,7 @@ COLUMNS = (
   ("iteration", "d"),
   ("phase", ">10"),
   ("greedy", ".1%"),
+  ("thinking", ".1%"),
   ("solved", ".1%"),
   ("correct", ".1f"),
   ("illegal", ".1%"),
@@ -130,6 +137,7 @@ class Progress:
     experience: what was found.
     regime: where the run stands in its schedule.
     moving: baseline of the iterations before.
+    questions: what chooses the problems, with what it has learned.
     iteration: number of the next one.
   """
 
@@ -137,6 +145,7 @@ class Progress:
   experience: Experience
   regime: RegimeState
   moving: MovingBaseline
+  questions: QuestionGenerator | None
   iteration: int
 
 
@@ -151,6 +160,7 @@ def loop(
   _, loop_key = run_keys(config)
   state, experience = progress.state, progress.experience
   standing, moving, first = progress.regime, progress.moving, progress.iteration
+  questions, history = progress.questions, writer.last_rows(parts.limits)
   num_initial = config.initialize.num_iterations
   last = num_initial + config.num_iterations
   for iteration in metrics.progress(range(first, last), "run", last - first):
@@ -167,7 +177,8 @@ def loop(
         decks = {}
       else:
         state = with_reference(regime, state, standing)
-        searched = search(config, parts, regime, state, search_key, iteration)
+        problems, proposed = propose(config, parts, questions, iteration)
+        searched = regime.solver(state.average_params, search_key, problems)
         verdicts = [parts.evaluator.judge(one) for one in searched]
         scored = scoring.score(
           parts.task,
@@ -176,7 +187,9 @@ def loop(
           iteration,
           relabels=regime.relabels,
         )
-        values = search_metrics(parts, searched, scored)
+        values = search_metrics(parts, searched, scored) | proposed
+        values |= health.search_metrics(searched, verdicts)
+        values |= learn_questions(questions, searched, verdicts)
         experience.add(scored)
         writer.samples(iteration, searched, scored)
         decks, moving, numbers = regime.fresh_rows.decks(
@@ -186,7 +199,15 @@ def loop(
         values["search_seconds"] = clock.lap()
         maker, count = regime.learn_rows, config.learn.num_updates
       state, learned = learn(
-        config, regime.update_fn, state, maker, experience, rng, count, decks
+        config,
+        regime.update_fn,
+        state,
+        maker,
+        experience,
+        rng,
+        count,
+        decks,
+        writer.workdir / UNHEALTHY,
       )
       learned["learn_seconds"] = clock.lap()
       rows = evaluate(config, parts, state, evaluation_key, iteration, last)
@@ -206,11 +227,13 @@ def loop(
     values["compile_seconds"] = clock.compilation()
     values["seconds"] = clock.total()
     phase = "initialize" if is_initial else "iteration"
-    writer.row(phase, iteration, values, rows)
+    history.append(writer.row(phase, iteration, values, rows))
+    with config_lib.user_input():
+      health.check(history[-parts.limits.patience :], parts.limits)
     if (
       iteration == last - 1 or (iteration + 1) % config.checkpoint.interval == 0
     ):
-      done = Progress(state, experience, standing, moving, iteration)
+      done = Progress(state, experience, standing, moving, questions, iteration)
       writer.checkpoint(done, values)
   return state
 
@@ -251,12 +274,18 @@ def restore(config: Any, parts: Parts, writer: "RunWriter") -> Progress:
   if step is None:
     writer.truncate(0)
     return Progress(
-      state, parts.experience, RegimeState(), rollouts.moving_from(None), 0
+      state=state,
+      experience=parts.experience,
+      regime=RegimeState(),
+      moving=rollouts.moving_from(None),
+      questions=parts.questions,
+      iteration=0,
     )
   with config_lib.user_input():
     restored = writer.checkpoints.restore(step, state)
     writer.truncate(restored.meta["metrics_cursor"])
     standing = RegimeState.from_dict(restored.meta["regime"])
+    questions = build.questions_of(config, parts.task, restored.host)
   print(f"resuming after iteration {step}", flush=True)
   return Progress(
     state=restored.state,
@@ -265,22 +294,40 @@ def restore(config: Any, parts: Parts, writer: "RunWriter") -> Progress:
     ),
     regime=standing,
     moving=rollouts.moving_from(restored.meta["moving_baseline"]),
+    questions=questions,
     iteration=step + 1,
   )
 
 
-def search(
+def propose(
   config: Any,
   parts: Parts,
-  regime: Regime,
-  state: update.TrainState,
-  key: jax.Array,
+  questions: QuestionGenerator | None,
   iteration: int,
-) -> list[Searched]:
-  """Searches new training problems with the present policy."""
+) -> tuple[list[Problem], dict[str, float]]:
+  """New training problems to search, and numbers about the choice."""
   rng = stream(config, iteration, PROBLEMS)
-  problems = parts.task.sample_problems(rng, config.search.num_problems)
-  return regime.solver(state.average_params, key, problems)
+  count = config.search.num_problems
+  if questions is None:
+    return parts.task.sample_problems(rng, count), {}
+  problems, report = questions.propose(rng, count)
+  return problems, {f"questions/{name}": v for name, v in report.items()}
+
+
+def learn_questions(
+  questions: QuestionGenerator | None,
+  searched: Sequence[Searched],
+  verdicts: Sequence[Sequence[Verdict]],
+) -> dict[str, float]:
+  """Tells what chooses problems how often each was solved; its numbers."""
+  if questions is None:
+    return {}
+  rates = [
+    float(np.mean([v.is_correct for v in judged])) if judged else 0.0
+    for judged in verdicts
+  ]
+  numbers = questions.learn([one.problem for one in searched], rates)
+  return {f"questions/{name}": value for name, value in numbers.items()}
 
 
 def search_metrics(
@@ -365,6 +412,7 @@ def learn(
   rng: np.random.Generator,
   num_updates: int,
   decks: Mapping[str, Deck],
+  unhealthy: pathlib.Path,
 ) -> tuple[update.TrainState, dict[str, float]]:
   """Makes `num_updates` updates, some in each call of the program.
 
@@ -375,30 +423,53 @@ def learn(
     The new state, and the means of the updates' metrics.
 
   Raises:
-    UserError: a gradient was not finite.
+    UserError: a gradient was not finite; the rows of that call are written to
+      `unhealthy`.
   """
   per_call = config.learn.updates_per_call
   history, dropped = [], 0
   calls = num_updates // per_call
+  last = None
   for _ in metrics.progress(range(calls), "learn", calls):
     batches, num_dropped = maker.batches(rng, experience, per_call, decks)
     state, numbers = update_fn(state, batches)
     history.append(numbers)
     dropped += num_dropped
+    # Looked at one call late, when the device has the next one to work on.
+    check_finite(last, unhealthy)
+    last = numbers, batches
+  check_finite(last, unhealthy)
   history = jax.device_get(history)
   values = {}
   for name in history[0]:
     merge = {"max_ratio": np.max, "min_ratio": np.min}.get(name, np.mean)
     values[f"learn/{name}"] = float(merge([n[name] for n in history]))
-  if values.pop("learn/is_finite") < 1:
-    raise config_lib.UserError(
-      "a gradient was not finite: lower learn.optimizer.learning_rate or "
-      "learn.optimizer.clip_norm, and start again from the last checkpoint"
-    )
+  del values["learn/is_finite"]
   values["learn/rows_too_long"] = dropped
   values["learn/d_search"] = len(experience.pool("search"))
   values["learn/d_expert"] = len(experience.d_expert)
   return state, values
+
+
+def check_finite(call: tuple[Any, Any] | None, path: pathlib.Path) -> None:
+  """Refuses to go on after a call of the update whose gradient was not finite.
+
+  Args:
+    call: its metrics and its rows; None before the first.
+    path: where the rows are kept.
+
+  Raises:
+    UserError: with what to try.
+  """
+  if call is None or np.all(jax.device_get(call[0]["is_finite"]) == 1):
+    return
+  with config_lib.user_input():
+    health.save_batch(path, call[1])
+  raise config_lib.UserError(
+    f"a gradient was not finite (its rows are in {path}): lower "
+    "learn.optimizer.learning_rate or learn.optimizer.clip_norm, and start "
+    "again from the last checkpoint"
+  )
 
 
 def evaluate(
@@ -416,6 +487,8 @@ def evaluate(
   """
   options = config.evaluation
   compared = [("greedy", 1)]
+  if parts.policy.lengths.thinking_tokens:
+    compared.append(("thinking", 1))
   is_regular = options.interval and (iteration + 1) % options.interval == 0
   if iteration == last - 1 or is_regular:
     compared += itertools.product(options.strategies, options.efforts)
@@ -433,7 +506,7 @@ def flatten_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   values = {}
   for row in rows:
     name = row["strategy"]
-    if name != "greedy":
+    if name not in evaluation.ALONE:
       name = f"{name}_{row['budget']}"
     values[f"eval/{name}_accuracy"] = row["accuracy"]
     values[f"coverage/{name}"] = row["coverage"]
@@ -460,9 +533,24 @@ class RunWriter:
     self._jsonl = metrics.JsonlWriter(workdir / "metrics.jsonl")
     self._board = metrics.TensorBoardWriter(workdir / "tensorboard")
     self._table = metrics.Table(COLUMNS)
+    self._wandb = None
+    if config.metrics.wandb_project:
+      with config_lib.user_input():
+        self._wandb = metrics.WandbWriter(
+          config.metrics.wandb_project,
+          workdir.name,
+          config.to_dict(),
+          directory=workdir,
+        )
     self.checkpoints = Checkpoints(
       workdir / "checkpoints", keep_every=config.checkpoint.keep_every
     )
+
+  def last_rows(self, limits: health.Limits) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl that a collapse may have begun in."""
+    return metrics.read_jsonl(self.workdir / "metrics.jsonl")[
+      -limits.patience :
+    ]
 
   def truncate(self, cursor: int) -> None:
     """Drops the metrics of iterations that will be run again."""
@@ -497,15 +585,22 @@ class RunWriter:
     iteration: int,
     values: Mapping[str, float],
     evaluated: Sequence[Mapping[str, Any]],
-  ) -> None:
-    """Writes the numbers of an iteration, and its comparison if any."""
-    head = {"kind": phase, "iteration": iteration}
-    self._jsonl.write(head | dict(values))
+  ) -> dict[str, Any]:
+    """Writes the numbers of an iteration, and its comparison if any.
+
+    Returns:
+      The row of metrics.jsonl.
+    """
+    row = {"kind": phase, "iteration": iteration, **values}
+    self._jsonl.write(row)
     self._board.write(iteration, values)
+    if self._wandb is not None:
+      self._wandb.write(iteration, values)
     shown = {name: values[key] for name, key in SHOWN if key in values}
     self._table.row({"iteration": iteration, "phase": phase, **shown})
     if len(evaluated) > 1:
       save_evaluation(self.workdir, evaluated)
+    return row
 
   def checkpoint(
     self,
@@ -517,7 +612,7 @@ class RunWriter:
       self.checkpoints.save(
         done.iteration,
         state=done.state,
-        host=done.experience.to_arrays(),
+        host=done.experience.to_arrays() | question_arrays(done.questions),
         meta={
           "metrics_cursor": self._jsonl.cursor(),
           "regime": done.regime.to_dict(),
@@ -531,6 +626,15 @@ class RunWriter:
     """Finishes the files."""
     self._jsonl.close()
     self._board.close()
+    if self._wandb is not None:
+      self._wandb.close()
+
+
+def question_arrays(
+  questions: QuestionGenerator | None,
+) -> dict[str, np.ndarray]:
+  """What a checkpoint keeps of a question generator."""
+  return {} if questions is None else questions.to_arrays()
 
 
 def save_evaluation(

@@ -18,6 +18,9 @@ of their own width, so that the others stay cheap:
                   criticism and the right solution are learned
   revised         demonstrations: the same, the last solution right or wrong: it
                   is the value's target at the last step, nothing else
+  retrying        demonstrations: a chain of thought, wrong attempts and a right
+                  one; what follows the attempts is learned, they are not
+  retried         D_search: the same, of solutions that search found
   comparing       demonstrations: two solutions, and whether they say the same;
                   the comparison is learned
   long_thought    demonstrations: analysis, dead ends, checks and corrections
@@ -61,10 +64,15 @@ DEMONSTRATIONS = {
   "search_trace": "search_trace",
   **{kind: kind for kind in reflection.KINDS},
   "long_thought": "long_thought",
+  "retrying": "retrying",
 }
 # Those of words of their own, which the tokenizer has to see. Where there are
 # marks in the text, only a part of it is learned.
-REFLECTIONS = (*reflection.KINDS, "long_thought")
+REFLECTIONS = (*reflection.KINDS, "long_thought", "retrying")
+# Those whose rows are chains of thought, however they are made.
+CHAINS = ("retrying", "retried")
+# Wrong attempts in a row of `retried`: uniform from none to this many.
+MAX_ATTEMPTS = 3
 # Kind of row -> (pool of the experience, policy weights, value positions).
 POOLS = {
   "search": ("search", "step_weights", "all"),
@@ -90,7 +98,7 @@ def check_mix(mix: Mapping[str, int], task: Task, name: str) -> int:
       negative number, or no rows at all; names the config field.
   """
   for kind, count in mix.items():
-    known = [*DEMONSTRATIONS, *POOLS, *FRESH]
+    known = [*DEMONSTRATIONS, *POOLS, *FRESH, "retried"]
     if kind not in known:
       raise ValueError(f"{name}.{kind} is unknown: rows are {', '.join(known)}")
     if count < 0:
@@ -128,7 +136,7 @@ def _group(kind: str, lengths: Lengths) -> tuple[type, int]:
 
 def _width(kind: str, lengths: Lengths) -> int:
   """Positions of a row of a kind."""
-  if kind in REFLECTIONS:
+  if kind in (*REFLECTIONS, *CHAINS):
     return lengths.reflection_tokens or lengths.row_tokens
   return lengths.row_tokens
 
@@ -159,6 +167,11 @@ def learned_parts(task: Task, text: str) -> Iterator[tuple[str, bool]]:
   All of a text without marks. With them only what follows a mark, and of that
   no solution but the last: a solution that is judged or revised may be wrong.
   """
+  is_chain = text.startswith(task.thinking_mark)
+  if is_chain:
+    # The mark is given, and what is learned then is when to go on.
+    yield task.thinking_mark, False
+    text = text.removeprefix(task.thinking_mark)
   for mark in (task.judge_mark, task.same_mark):
     judged, found, judgement = text.partition(mark)
     if found:
@@ -170,15 +183,24 @@ def learned_parts(task: Task, text: str) -> Iterator[tuple[str, bool]]:
     if place:
       criticism, newline, attempt = attempt.partition("\n")
       yield criticism + newline, True
-    yield attempt + task.revision_mark, False
+    yield attempt, False
+    yield task.revision_mark, is_chain
   yield last, True
 
 
 class RowMaker:
   """Makes the batches of one mix."""
 
-  def __init__(self, policy: Policy, task: Task, mix: Mapping[str, int]):
+  def __init__(
+    self,
+    policy: Policy,
+    task: Task,
+    mix: Mapping[str, int],
+    replay: Mapping[str, Any] | None = None,
+  ):
     """Takes a mix that `check_mix` accepts.
+
+    `replay` are options of `Experience.sample`, for all rows of a pool.
 
     Raises:
       ValueError: rows with judgements or revisions are longer than the
@@ -187,6 +209,7 @@ class RowMaker:
     self._policy = policy
     self._task = task
     self._mix = {kind: count for kind, count in mix.items() if count}
+    self._replay = dict(replay or {})
     self._prompts: dict[str, np.ndarray] = {}
     for kind in REFLECTIONS:
       if kind in self._mix:
@@ -214,7 +237,9 @@ class RowMaker:
     parts: dict[tuple[type, int], list[Any]] = {}
     num_dropped = 0
     for kind, count in self._mix.items():
-      if kind in FRESH:
+      if kind == "retried":
+        rows, dropped = self._retried(rng, experience, num_batches * count)
+      elif kind in FRESH:
         rows, dropped = decks[kind].draw(rng, num_batches * count), 0
       elif kind in DEMONSTRATIONS:
         rows, dropped = self._demonstrations(rng, kind, num_batches * count)
@@ -331,11 +356,29 @@ class RowMaker:
     weights = np.where(is_after, batch.policy_weights, np.float32(0))
     return batch.replace(policy_weights=weights)
 
+  def _retried(self, rng, experience, count):
+    """Chains of thought from problems with right and wrong solutions."""
+    tried = experience.attempts()
+    if not tried:
+      return self._empty("retried", count), 0
+    pairs = []
+    for place in rng.integers(0, len(tried), count):
+      right, wrong = tried[place]
+      limit = min(int(rng.integers(0, MAX_ATTEMPTS + 1)), len(wrong))
+      drawn = rng.permutation(len(wrong))[:limit]
+      solution = right[rng.integers(0, len(right))]
+      attempts = [wrong[i].text for i in drawn]
+      text = self._task.chain(solution.problem, attempts, solution.text)
+      pairs.append((solution.problem, text))
+    prompts, entries = self._encode(pairs)
+    entries = [self._with_parts_learned(entry) for entry in entries]
+    return self._lay_out("retried", prompts, entries, "step_weights", "none")
+
   def _pool_rows(self, rng, experience, kind, count):
     pool, policy_weights, value_positions = POOLS[kind]
     if not experience.pool(pool):
       return self._empty(kind, count), 0
-    entries = experience.sample(rng, count, pool)
+    entries = experience.sample(rng, count, pool, **self._replay)
     prompts = [self._prompt(entry.problem) for entry in entries]
     return self._lay_out(
       kind, prompts, entries, policy_weights, value_positions

@@ -26,7 +26,7 @@ FLOORS = (
   "entailment step_model",
   "combinations searched linearize answering feedback judging solver "
   "allocation "
-  "evaluation report tree_drawing scoring rollouts rows fresh_rows build "
+  "evaluation report tree_drawing scoring rollouts rows fresh_rows thinking build "
   "load studies regimes question_generator health",
   "iterate",
   "main evaluate solve export study compare",

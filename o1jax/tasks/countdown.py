@@ -82,6 +82,7 @@ class Countdown(NumbersTask):
     "optimal",
     "hindsight",
     "search_trace",
+    "retrying",
     *reflection.KINDS,
     *long_thought.KINDS,
   )

@@ -31,6 +31,8 @@ MAX_DEAD_ENDS = 3
 PLAYS_PER_ROW = 64
 _BALANCED_ROWS = 256
 _MAX_EMPTY_DRAWS = 50
+# Wrong attempts in a chain of thought: uniform from none to this many.
+MAX_ATTEMPTS = 3
 
 
 class NumbersTask(reflection.Reflection):
@@ -280,6 +282,8 @@ class NumbersTask(reflection.Reflection):
     reached, kept where that is a training target; `search_trace` is a solution
     with dead ends of random play before it and a `back` line after each;
     `judging`, `revising`, `revised` and `comparing` are in `reflection`;
+    `retrying` is a chain of thought (see `reflection`) whose attempts are other
+    plays of the same numbers, up to `MAX_ATTEMPTS` of them;
     `long_thought` and `long_thought_wrong`, whose answers are wrong, are in the
     file `long_thought`.
     """
@@ -293,6 +297,7 @@ class NumbersTask(reflection.Reflection):
       "revising": self.revising,
       "revised": self.revised,
       "comparing": self.comparing,
+      "retrying": self._retrying,
       "long_thought": self.long_thoughts,
       "long_thought_wrong": functools.partial(
         self.long_thoughts, wrong_share=1.0
@@ -427,6 +432,24 @@ class NumbersTask(reflection.Reflection):
       n, lambda wanted: draw_fn(rng, wanted)
     )
     return list(zip(self._problems(numbers, reached), texts, strict=True))
+
+  def _retrying(self, rng, n: int) -> list[tuple[Problem, str]]:
+    pairs = self._hindsight(rng, n)
+    of_numbers: dict[tuple[int, ...], list[int]] = {}
+    for i, (problem, _) in enumerate(pairs):
+      of_numbers.setdefault(tuple(problem.data["numbers"]), []).append(i)
+    chains = []
+    for problem, solution in pairs:
+      others = [
+        j
+        for j in of_numbers[tuple(problem.data["numbers"])]
+        if pairs[j][0].data["target"] != problem.data["target"]
+      ]
+      count = min(int(rng.integers(0, MAX_ATTEMPTS + 1)), len(others))
+      drawn = rng.choice(others, count, replace=False) if count else ()
+      attempts = [pairs[j][1] for j in drawn]
+      chains.append((problem, self.chain(problem, attempts, solution)))
+    return chains
 
   def _draw_any(self, rng, wanted: int) -> list[np.ndarray | list]:
     """One play of each row, kept where it reaches a training target."""

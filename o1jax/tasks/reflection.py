@@ -35,6 +35,17 @@ the second says the same as the first. It writes down what each of them answers
   2 + 3 + 7
   yes
 
+A chain of thought is the same as a revision, but that it begins with the
+thinking mark, and that the policy itself goes on where a solution is wrong and
+ends where it is right:
+
+  think:
+  10 + 2 = 12 (left: 12)
+  again:
+  reaches 12, not 13
+  3 * 2 = 6 (left: 7 6)
+  7 + 6 = 13 (left: 13)
+
 So criticism is the last line but one of a judgement, and the first line after a
 revision mark; there, the policy may write it itself, or be given that of the
 checker (`feedback`). A mark is a whole line, and a solution by itself ends
@@ -45,6 +56,7 @@ the nodes of MCTSr, arXiv 2406.07394. What says the same is asked for semantic
 entropy, Kuhn et al., arXiv 2302.09664; see o1jax/entailment.py.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -82,6 +94,7 @@ class Reflection:
 
   judge_mark: ClassVar[str] = "check:\n"
   revision_mark: ClassVar[str] = "again:\n"
+  thinking_mark: ClassVar[str] = "think:\n"
   other_mark: ClassVar[str] = "and:\n"
   same_mark: ClassVar[str] = "same:\n"
   verdict_words: ClassVar[tuple[str, str]] = ("yes", "no")
@@ -140,14 +153,16 @@ class Reflection:
     """The last solution of a text that may hold revisions and a judgement.
 
     It begins after the line of criticism that follows the last revision mark,
-    and ends before a judge mark, or the mark of another solution that it is
-    compared with. Of a thought that ends with an answer it is the answer. A
-    text without marks is returned as it is; never raises, whatever the text.
+    or after the thinking mark at the start, and ends before a judge mark, or
+    the mark of another solution that it is compared with. Of a thought that
+    ends with an answer it is the answer. A text without marks is returned as it
+    is; never raises, whatever the text.
     """
     if not isinstance(text, str):
       return ""
     _, mark, after = f"\n{text}".rpartition(f"\n{self.revision_mark}")
     solution = after.partition("\n")[2] if mark else text
+    solution = solution.removeprefix(self.thinking_mark)
     for end in (self.judge_mark, self.other_mark):
       solution = f"\n{solution}".partition(f"\n{end}")[0][1:]
     thought, mark, answer = f"\n{solution}".rpartition(f"\n{_ANSWER}")
@@ -201,6 +216,16 @@ class Reflection:
         text = text.removesuffix(solution) + wrong
       pairs.append((problem, text))
     return pairs
+
+  def chain(
+    self, problem: Problem, attempts: Sequence[str], solution: str
+  ) -> str:
+    """A chain of thought: wrong attempts, criticism of each, a solution."""
+    rounds = [
+      marked(attempt, self.revision_mark) + self.feedback(problem, attempt)
+      for attempt in attempts
+    ]
+    return self.thinking_mark + "".join(rounds) + solution
 
   def comparing(
     self, rng: np.random.Generator, n: int

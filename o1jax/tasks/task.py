@@ -45,6 +45,7 @@ class Task(Protocol):
       order of the others.) A line without the mark has no such part.
     judge_mark: a line that follows a solution where it is judged in writing.
     revision_mark: a line that follows a solution where it is revised.
+    thinking_mark: a line that begins a chain of thought.
     other_mark: a line between two solutions that are compared.
     same_mark: a line that follows the second of them. No mark stands in a
       solution; `reflection` has the forms of such texts.
@@ -57,6 +58,7 @@ class Task(Protocol):
   consequence_mark: str
   judge_mark: str
   revision_mark: str
+  thinking_mark: str
   other_mark: str
   same_mark: str
   verdict_words: tuple[str, str]
@@ -113,6 +115,12 @@ class Task(Protocol):
     It is what follows the revision mark in demonstrations; "correct" for a
     right solution. Never raises, whatever the text.
     """
+    ...
+
+  def chain(
+    self, problem: Problem, attempts: Sequence[str], solution: str
+  ) -> str:
+    """A chain of thought: wrong attempts, criticism of each, a solution."""
     ...
 
   def final_solution(self, text: str) -> str:

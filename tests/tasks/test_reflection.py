@@ -216,7 +216,11 @@ def test_what_cannot_be_read_says_nothing(task):
 
 @each_task
 def test_marks_stand_in_no_other_text(task):
-  own = {"judging": ["check:"], "comparing": ["and:", "same:"]}
+  own = {
+    "judging": ["check:"],
+    "comparing": ["and:", "same:"],
+    "retrying": ["think:", "again:"],
+  }
   for kind in task.demonstration_kinds:
     marks = own.get(kind, ["again:"] if kind in KINDS else [])
     for problem, text in task.demonstrations(kind, rng(), 50):

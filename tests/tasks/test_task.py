@@ -10,7 +10,7 @@ from o1jax import tasks
 from o1jax.tasks import long_thought, make_task, reflection, task
 
 # Texts that are more than the steps of one solution.
-WRITTEN = {*reflection.KINDS, *long_thought.KINDS}
+WRITTEN = {*reflection.KINDS, *long_thought.KINDS, "retrying"}
 
 
 @pytest.mark.parametrize("name", sorted(tasks.TASKS))
