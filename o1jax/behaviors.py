@@ -650,7 +650,11 @@ def _reversed(
 
 def count_behaviors(text: str) -> dict[str, int]:
   """How often a text shows each behaviour of `COUNTED`; never raises."""
-  counts = Counter(event.behavior for event in find_behaviors(text))
+  return _counts(find_behaviors(text))
+
+
+def _counts(events: Sequence[Event]) -> dict[str, int]:
+  counts = Counter(event.behavior for event in events)
   return {name: counts[name] for name in COUNTED}
 
 
@@ -660,8 +664,12 @@ def count_transitions(text: str) -> dict[tuple[str, str], int]:
   Repeats of one behaviour count as one. A self_evaluation is named by what it
   found: `failed_check` or `passed_check`.
   """
-  names = []
-  for event in find_behaviors(text):
+  return _transitions(find_behaviors(text))
+
+
+def _transitions(events: Sequence[Event]) -> dict[tuple[str, str], int]:
+  names: list[str] = []
+  for event in events:
     name = event.behavior
     if name == "self_evaluation":
       name = "failed_check" if event.is_failed else "passed_check"
@@ -680,9 +688,10 @@ def summarize(texts: Iterable[str]) -> dict[str, float]:
   num_texts = 0
   for text in texts:
     num_texts += 1
-    for name, count in count_behaviors(text).items():
+    events = find_behaviors(text)
+    for name, count in _counts(events).items():
       counts[f"behaviors/{name}"] += count
-    for (first, second), count in count_transitions(text).items():
+    for (first, second), count in _transitions(events).items():
       counts[f"transitions/{first}_to_{second}"] += count
   names = [f"behaviors/{name}" for name in COUNTED]
   names += sorted(name for name in counts if name.startswith("transitions/"))
