@@ -85,7 +85,7 @@ def keep_freed_memory() -> None:
     return
   mallopt(_ARENA_MAX, 1)
   mallopt(_MMAP_THRESHOLD, 2**30)
-  mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+  mallopt(_TRIM_THRESHOLD, -1)  # none is given back
 
 
 def enable_compilation_cache(directory: str | os.PathLike) -> None:
