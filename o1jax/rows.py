@@ -183,8 +183,12 @@ def learned_parts(task: Task, text: str) -> Iterator[tuple[str, bool]]:
     if place:
       criticism, newline, attempt = attempt.partition("\n")
       yield criticism + newline, True
-    yield attempt, False
-    yield task.revision_mark, is_chain
+    if is_chain:
+      # From the end of the last line on: to end there is the other choice.
+      yield attempt.removesuffix("\n"), False
+      yield "\n" + task.revision_mark, True
+    else:
+      yield attempt + task.revision_mark, False
   yield last, True
 
 

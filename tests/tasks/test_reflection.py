@@ -219,14 +219,17 @@ def test_marks_stand_in_no_other_text(task):
   own = {
     "judging": ["check:"],
     "comparing": ["and:", "same:"],
-    "retrying": ["think:", "again:"],
+    "retrying": ["think:"],
   }
   for kind in task.demonstration_kinds:
     marks = own.get(kind, ["again:"] if kind in KINDS else [])
     for problem, text in task.demonstrations(kind, rng(), 50):
       lines = f"{problem.prompt}{text}".split("\n")
       found = [line for line in lines if line.endswith(":")]
-      assert list(dict.fromkeys(found)) == marks
+      if kind == "retrying":  # It may be right at once.
+        assert found[0] == "think:" and set(found[1:]) <= {"again:"}
+      else:
+        assert list(dict.fromkeys(found)) == marks
       if not marks and kind not in long_thought.KINDS:
         assert task.final_solution(text) == text
 

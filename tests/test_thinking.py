@@ -1,0 +1,208 @@
+"""Chains of thought: what of them is learned, and how one is decoded."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from o1jax import mesh as mesh_lib
+from o1jax.encoding import Lengths
+from o1jax.experience import Experience
+from o1jax.policy.network import next_token_log_probs
+from o1jax.rows import RowMaker, learned_parts
+from o1jax.tasks import make_task
+from o1jax.thinking import Thinking
+from o1jax.types import ScoredSolution
+from policies import ToyTask, countdown, tiny_params, tiny_policy
+
+TASK = make_task(
+  "countdown",
+  num_numbers=3,
+  min_number=1,
+  max_number=9,
+  integers_only=True,
+  canonical_play=True,
+  balanced_hindsight=True,
+)
+LONG = Lengths(14, 5, 2, row_tokens=64, reflection_tokens=400)
+
+
+def make_entry(text, reward, iteration=0):
+  problem = TASK.parse("3 7 2 = 13")
+  tokens = np.array(tiny_policy().encode_solution(text), np.int32)
+  nothing = np.zeros(len(tokens), np.float32)
+  return ScoredSolution(
+    problem=problem,
+    text=text,
+    tokens=tokens,
+    step_weights=nothing,
+    behavior_log_probs=nothing,
+    policy_log_probs=nothing,
+    outcome_reward=reward,
+    verdict="toy",
+    iteration=iteration,
+    source="search",
+  )
+
+
+def make_experience(*entries):
+  experience = Experience(
+    max_search=99,
+    max_hindsight=9,
+    max_demonstrations=9,
+    max_expert_per_problem=9,
+  )
+  experience.add(entries)
+  return experience
+
+
+RIGHT = "3 * 2 = 6 (left: 7 6)\n7 + 6 = 13 (left: 13)"
+WRONG = "7 + 3 = 10 (left: 2 10)\n10 + 2 = 12 (left: 12)"
+OTHER = "7 - 3 = 4 (left: 2 4)\n4 * 2 = 8 (left: 8)"
+
+
+def test_a_chain_says_what_is_wrong_and_ends_with_the_answer():
+  problem = TASK.parse("3 7 2 = 13")
+  text = TASK.chain(problem, [WRONG, OTHER], RIGHT)
+  assert text == (
+    f"think:\n{WRONG}\nagain:\nreaches 12, not 13\n"
+    f"{OTHER}\nagain:\nreaches 8, not 13\n{RIGHT}"
+  )
+  assert TASK.final_solution(text) == RIGHT
+  assert TASK.final_solution(TASK.chain(problem, [], RIGHT)) == RIGHT
+  assert TASK.check(problem, TASK.final_solution(text)).is_correct
+
+
+def test_wrong_attempts_are_not_learned_but_when_to_go_on_is():
+  """To end, or to begin another line, is chosen where an attempt ends."""
+  problem = TASK.parse("3 7 2 = 13")
+  parts = list(learned_parts(TASK, TASK.chain(problem, [WRONG], RIGHT)))
+  assert parts == [
+    ("think:\n", False),
+    (WRONG, False),
+    ("\nagain:\n", True),
+    (f"reaches 12, not 13\n{RIGHT}", True),
+  ]
+
+
+def rows_of(kind, experience, count=40):
+  policy = dataclasses.replace(tiny_policy(), lengths=LONG)
+  maker = RowMaker(policy, TASK, {kind: count})
+  rng = np.random.default_rng(5)
+  batch, num_dropped = maker.batches(rng, experience, 1)
+  assert num_dropped == 0 and not batch.value_weights.any()
+  tokenizer = policy.tokenizer
+  for tokens, length, weights in zip(
+    batch.tokens[0].tolist(),
+    batch.lengths[0],
+    batch.policy_weights[0],
+    strict=True,
+  ):
+    words = tokens[1:length]
+    is_learned = weights[: length - 1] > 0
+    assert words[-1] == tokenizer.eos_id and is_learned[-1]
+    text = tokenizer.decode([tokens[0], *words[:-1]])
+    learned = [t for t, has in zip(words, is_learned, strict=True) if has]
+    yield text, tokenizer.decode(learned[:-1])
+
+
+def assert_learned(text, learned):
+  """By text alone: what stands between an attempt and the next."""
+  prompt, _, chain = text.partition("\nthink:\n")
+  *attempts, last = chain.split("\nagain:\n")
+  expected = ""
+  for place, attempt in enumerate(attempts):
+    criticism = f"{attempt.partition(chr(10))[0]}\n" if place else ""
+    expected += criticism + "\nagain:\n"
+  assert learned == expected + last
+  return prompt, attempts, last
+
+
+def test_rows_of_play_hold_other_plays_as_attempts():
+  counts = set()
+  for text, learned in rows_of("retrying", make_experience()):
+    prompt, attempts, last = assert_learned(text, learned)
+    counts.add(len(attempts))
+    problem = TASK.parse(prompt)
+    solution = TASK.final_solution(text.partition("\n")[2])
+    assert last.endswith(solution)
+    assert TASK.check(problem, solution).is_correct
+    plays = [a.split("\n", 1)[1] if i else a for i, a in enumerate(attempts)]
+    for play in plays:
+      assert TASK.first_fault(problem, play).startswith("reaches ")
+  assert counts == {0, 1, 2, 3}
+
+
+def test_rows_of_search_hold_its_own_failures_as_attempts():
+  found = [make_entry(WRONG, 0.0), make_entry(RIGHT, 1.0)]
+  rows = list(rows_of("retried", make_experience(*found)))
+  counts = set()
+  for text, learned in rows:
+    _, attempts, last = assert_learned(text, learned)
+    counts.add(len(attempts))
+    assert attempts in ([], [WRONG])
+    assert last == (f"reaches 12, not 13\n{RIGHT}" if attempts else RIGHT)
+  assert counts == {0, 1}
+
+
+def test_without_a_right_solution_there_is_nothing_to_try_again_for():
+  experience = make_experience(make_entry(WRONG, 0.0))
+  policy = dataclasses.replace(tiny_policy(), lengths=LONG)
+  maker = RowMaker(policy, TASK, {"retried": 3})
+  batch, _ = maker.batches(np.random.default_rng(0), experience, 1)
+  assert not batch.lengths.any() and not batch.policy_weights.any()
+
+
+def test_attempts_are_parted_by_problem_and_follow_what_is_added():
+  experience = make_experience(make_entry(WRONG, 0.0))
+  assert experience.attempts() == []
+  experience.add([make_entry(RIGHT, 1.0), make_entry(OTHER, 0.0)])
+  ((right, wrong),) = experience.attempts()
+  assert [entry.text for entry in right] == [RIGHT]
+  assert [entry.text for entry in wrong] == [WRONG, OTHER]
+
+
+def greedy_text(policy, params, prompt, most):
+  """The likeliest token again and again, by whole forwards."""
+  tokens = policy.tokenizer.encode(prompt)
+  start = len(tokens)
+  score = jax.jit(
+    lambda rows: next_token_log_probs(
+      policy.network, params, rows, np.full(len(rows), rows.shape[1])
+    )[0]
+  )
+  width = start + most
+  vocab = np.arange(policy.tokenizer.vocab_size)
+  while len(tokens) < width:
+    rows = np.zeros((len(vocab), width), np.int32)
+    rows[:, : len(tokens)] = tokens
+    rows[:, len(tokens)] = vocab
+    best = int(np.argmax(score(rows)[:, len(tokens) - 1]))
+    if best == policy.tokenizer.eos_id:
+      return policy.tokenizer.decode(tokens[start:]), True
+    tokens.append(best)
+  return policy.tokenizer.decode(tokens[start:]), False
+
+
+def test_a_chain_is_decoded_greedily_behind_the_mark():
+  policy = dataclasses.replace(
+    tiny_policy(), lengths=Lengths(14, 5, 2, 64, thinking_tokens=8)
+  )
+  thinking = Thinking(
+    policy, ToyTask(num_numbers=3), mesh_lib.make_mesh({}), batch_size=2
+  )
+  problems = countdown().sample_problems(np.random.default_rng(0), 2)
+  searched = thinking(tiny_params(), jax.random.key(0), problems)
+  for problem, one in zip(problems, searched, strict=True):
+    assert one.problem is problem
+    text, is_finished = greedy_text(
+      policy, tiny_params(), f"{problem.prompt}think:\n", 8
+    )
+    (solution,) = one.solutions
+    assert solution.text == text and solution.is_finished == is_finished
+
+
+def test_no_room_for_a_chain_is_refused():
+  with pytest.raises(ValueError, match="lengths.thinking_tokens=0"):
+    Thinking(tiny_policy(), countdown(), mesh_lib.make_mesh({}), batch_size=2)
