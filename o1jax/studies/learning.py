@@ -41,33 +41,31 @@ from o1jax.studies.study import (
   percent,
 )
 
-# Draws of each problem, and tokens that a tree gets for each of them.
-NUM_DRAWS = 16
 NUM_ROUNDS = 2
 UPDATES_PER_CALL = 10
 # Batches whose gradients are compared.
 NUM_GRADIENTS = 24
-NUM_ROWS = 64
 
+# Fields of a config; {draws} of a problem and {rows} of an update are a cell's.
 _SHARED = (
   "search.strategy=best_of_n",
   "search.reward=checker",
-  f"search.num_candidates={NUM_DRAWS}",
+  "search.num_candidates={draws}",
   "search.num_expansions=1",
   "search.num_simulations=1",
   "learn.value_coefficient=0.25",
   "learn.average_decay=0.9",
   f"learn.updates_per_call={UPDATES_PER_CALL}",
 )
-_GRADIENT = (f"learn.rows.policy_gradient={NUM_ROWS}",)
+_GRADIENT = ("learn.rows.policy_gradient={rows}",)
 
 # A method -> its learning rate and the fields of a config that make it.
 METHODS: Mapping[str, tuple[float, tuple[str, ...]]] = {
-  "cloning": (1e-3, (f"learn.rows.expert={NUM_ROWS}",)),
+  "cloning": (1e-3, ("learn.rows.expert={rows}",)),
   "alphazero": (
     1e-3,
     (
-      f"learn.rows.search={NUM_ROWS}",
+      "learn.rows.search={rows}",
       "search.strategy=mcts",
       "search.num_candidates=4",
       "search.num_expansions=64",
@@ -95,7 +93,7 @@ METHODS: Mapping[str, tuple[float, tuple[str, ...]]] = {
   ),
   "dpo": (
     3e-4,
-    (f"learn.rows.pairs={NUM_ROWS // 2}", "learn.reference=start"),
+    ("learn.rows.pairs={pairs}", "learn.reference=start"),
   ),
 }
 # What is learned by in each round; where it is one name, in all of them.
@@ -114,6 +112,8 @@ def make_cells(context: Context, num_seeds: int) -> list[Cell]:
       "name": name,
       "seed": seed,
       "num_problems": 256,
+      "num_draws": 16,
+      "num_rows": 64,
       "num_updates": 80,
       "num_evaluations": 2,
     }
@@ -125,10 +125,10 @@ def make_cells(context: Context, num_seeds: int) -> list[Cell]:
 def check(context: Context, cell: Cell) -> None:
   """Refuses a policy whose config the methods do not fit."""
   for method in set(SEQUENCES[cell["name"]]):
-    method_config(context, method)
+    method_config(context, cell, method)
 
 
-def method_config(context: Context, method: str) -> Any:
+def method_config(context: Context, cell: Cell, method: str) -> Any:
   """The config of the run, changed to a method.
 
   Raises:
@@ -136,24 +136,30 @@ def method_config(context: Context, method: str) -> Any:
   """
   config = context.trained.config.copy_and_resolve_references()
   with config.unlocked():
-    for kind in list(config.learn.rows):
-      del config.learn.rows[kind]
-    for name in build.EMPTY_GROUPS:
-      parent, group = name.split(".")
-      for field in list(config[parent][group]):
-        del config[parent][group][field]
+    _empty(config.learn.rows)
+    for parent, _, name in (n.partition(".") for n in build.EMPTY_GROUPS):
+      if parent == "learn":
+        _empty(config.learn[name])
     config.search.rule = "puct"
-    for group in ("rule_options", "options", "cache"):
-      for field in list(config.search[group]):
-        del config.search[group][field]
+    for name in ("rule_options", "options", "cache"):
+      _empty(config.search[name])
   _, changes = METHODS[method]
-  config_lib.apply_overrides(config.lock(), (*_SHARED, *changes))
+  num_draws, num_rows = cell["num_draws"], cell["num_rows"]
+  numbers = {"draws": num_draws, "rows": num_rows, "pairs": num_rows // 2}
+  changes = [change.format(**numbers) for change in (*_SHARED, *changes)]
+  config_lib.apply_overrides(config.lock(), changes)
   if method == "alphazero":
-    tokens = context.tokens_per_solution(NUM_DRAWS) * NUM_DRAWS
+    tokens = context.tokens_per_solution(num_draws) * num_draws
     options = {"max_tokens": round(tokens)}
     with config.unlocked():
       config.search.options.update(options)
   return config
+
+
+def _empty(group: Any) -> None:
+  """Takes every field out of a group of a config."""
+  for name in list(group):
+    del group[name]
 
 
 def measure(context: Context, cell: Cell) -> dict[str, Any]:
@@ -197,7 +203,7 @@ class _Run:
       max_search=10**6,
       max_hindsight=0,
       max_demonstrations=0,
-      max_expert_per_problem=NUM_DRAWS,
+      max_expert_per_problem=cell["num_draws"],
     )
     rng = np.random.default_rng([cell["seed"], 0])
     self._problems = trained.task.sample_problems(
@@ -219,7 +225,7 @@ class _Run:
     if method not in self._regimes:
       rate, _ = METHODS[method]
       optimizer = make_optimizer(learning_rate=rate, warmup_updates=10)
-      config = method_config(self._context, method)
+      config = method_config(self._context, self._cell, method)
       self._regimes |= build.make_regimes(
         {method: config}, trained.task, trained.policy, optimizer, trained.mesh
       )
@@ -449,8 +455,7 @@ def note(context: Context) -> str:
   """How the start and the D_search are made."""
   del context
   return (
-    f"{NUM_DRAWS} draws a training problem, {NUM_ROWS} rows an update, greedy "
-    "accuracy on held-out problems"
+    "two rounds of search and learning; accuracy is that of greedy decoding"
   )
 
 
