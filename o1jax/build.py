@@ -508,8 +508,8 @@ def regime_configs(config: Any) -> dict[str, Any]:
     for name, changes in config.regimes.changes.items():
       if name not in names:
         raise ValueError(
-          f"regimes.changes.{name} is not in regimes.names={names}: put it "
-          "there, or take it out"
+          f"regimes.changes.{name} is not in regimes.names="
+          f"{tuple(config.regimes.names)}: put it there, or take it out"
         )
       if isinstance(changes, str):
         raise ValueError(

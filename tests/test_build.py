@@ -69,6 +69,22 @@ def test_every_config_can_be_run(path, arg, tmp_path):
     ("lengths.num_steps", None, "the config lacks the field lengths.num_steps"),
     ("network.width", None, "the config lacks the field network.width"),
     ("learn.rows", None, "the config lacks the group learn.rows"),
+    *(
+      (name, None, f"the config lacks the group {name}")
+      for name in (
+        "learn.advantages",
+        "learn.policy_gradient",
+        "learn.preference",
+        "learn.pairs",
+        "regimes.changes",
+      )
+    ),
+    ("regimes", None, "the config lacks the field regimes.names"),
+    ("learn.reference", None, "the config lacks the field learn.reference"),
+    ("learn.advantages.basline", "none", "did you mean learn.advantages.base"),
+    ("learn.policy_gradient.clip", 0.1, "unknown config field learn.policy_g"),
+    ("learn.pairs.level", 1, "learn.pairs.level must be a text, not 1"),
+    ("learn.learning_rate_scale", -1.0, "learning_rate_scale=-1.0 must be 0"),
     ("learn.num_updates", "5", "learn.num_updates must be a whole number"),
     ("learn.num_updates", True, "learn.num_updates must be a whole number"),
     ("search.top_p", "all", "search.top_p must be a number, not 'all'"),
@@ -204,3 +220,113 @@ def test_evaluation_takes_the_devices_there_are():
   # Made on a mesh of 64: here are 8, and batches of 12 divide over 6.
   config = tiny_config("mesh.data=64", "evaluation.batch_size=12")
   assert build.evaluation_devices(config).size == 6
+
+
+def regimes(*changes, names="('first','rl')", **fields):
+  """A config of two regimes, of which the second changes fields."""
+  return tiny_config(
+    f"regimes.names={names}",
+    "regimes.changes.first=()",
+    f"regimes.changes.rl={changes!r}",
+    *(f"{name}={value}" for name, value in fields.items()),
+  )
+
+
+def refusal(config, workdir):
+  """The one line with which a config is refused, by its fields or parts."""
+  with pytest.raises(config_lib.UserError) as raised:
+    build.check_fields(config)
+    build.build(config, workdir, mesh_lib.make_mesh({"data": 2}))
+  assert "\n" not in str(raised.value)
+  return str(raised.value)
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    *(
+      (
+        f"{field}={value}",
+        f"regimes.changes.rl changes {field}, which stays the same in a run",
+      )
+      for field, value in (
+        ("learn.optimizer.learning_rate", 0.1),
+        ("learn.num_updates", 6),
+        ("learn.updates_per_call", 1),
+        ("search.num_problems", 12),
+        ("seed", 1),
+        ("evaluation.num_problems", 8),
+        ("network.width", 32),
+      )
+    ),
+    ("learn.rows.serch=4", "learn.rows of rl.serch is unknown: rows are"),
+    ("learn.rows.policy_gradient=7", "learn.rows of rl has 7 rows, which do"),
+    ("learn.num_microbatches=3", "learn.rows of rl has 64 rows, which do not"),
+    ("learn.refrence=start", "unknown config field learn.refrence: did you"),
+    ("learn.reference=begin", "learn.reference='begin' is unknown; take one"),
+    ("learn.rows.pairs=4", "set it to 'start' or 'iteration'"),
+    ("learn.rows.policy_gradient=8", "search.strategy='mcts' chooses which"),
+    ("learn.advantages.baseline=mean", "baseline='mean' is unknown"),
+    ("search.strategy=mtcs", "strategy='mtcs': choose one of"),
+    ("search.strategy=revision", "learning does not read: choose another"),
+    ("search.batch_size=3", "search.batch_size=3 does not divide over 2"),
+  ],
+)
+def test_changes_of_a_regime_are_checked(change, words, tmp_path):
+  assert words in refusal(regimes(change), tmp_path)
+
+
+def test_names_of_regimes_are_checked(tmp_path):
+  words = "regimes.changes.rl is not in regimes.names=('first',): put it there"
+  assert words in refusal(regimes(names="('first',)"), tmp_path)
+  assert "'late'" in refusal(regimes(names="('first','late')"), tmp_path)
+  assert "regimes.names=(): put" in refusal(regimes(names="()"), tmp_path)
+  config = regimes()
+  with config.unlocked():
+    del config.regimes.changes["rl"]
+    config.regimes.changes.rl = "learn.reference=start"
+  assert "must be a tuple of texts" in refusal(config, tmp_path)
+
+
+def test_initialization_has_no_rows_of_searches(tmp_path):
+  for kind in ("policy_gradient", "best", "pairs"):
+    config = tiny_config(f"initialize.rows.{kind}=4")
+    words = f"initialize.rows.{kind}: nothing is searched in that phase"
+    assert refusal(config, tmp_path).startswith(words)
+
+
+def test_regimes_have_parts_of_their_own(tmp_path):
+  config = regimes(
+    "search.strategy=best_of_n",
+    "learn.reference=start",
+    "learn.rows.policy_gradient=8",
+    "learn.policy_gradient.entropy_coefficient=0.1",
+  )
+  build.check_fields(config)
+  parts = build.build(config, tmp_path, mesh_lib.make_mesh({"data": 2}))
+  first, rl = (parts.regimes[name] for name in ("first", "rl"))
+  assert parts.first is first and list(parts.regimes) == ["first", "rl"]
+  assert first.solver.strategy.name == "mcts-puct"
+  assert rl.solver.strategy.name == "best_of_n"
+  assert not first.fresh_rows and rl.fresh_rows
+  assert first.update_fn is not rl.update_fn
+  assert build.has_reference(config) and not build.has_reference(tiny_config())
+  # Those that learn by one rule share its program.
+  config = regimes("search.strategy=best_of_n")
+  parts = build.build(config, tmp_path, mesh_lib.make_mesh({"data": 2}))
+  first, rl = (parts.regimes[name] for name in ("first", "rl"))
+  assert first.update_fn is rl.update_fn
+  assert not build.has_reference(config)
+
+
+def test_the_tokenizer_sees_the_marks_of_every_regime(tmp_path):
+  task = build.task_of(tiny_config())
+
+  def num_tokens(config):
+    config = config.copy_and_resolve_references().unlock()
+    config.tokenizer.vocab_size = 400
+    tokenizer = build.tokenizer_of(config, task, tmp_path)
+    return len(tokenizer.encode(task.judge_mark))
+
+  assert num_tokens(regimes("learn.rows.judging=8")) <= 4
+  assert num_tokens(regimes()) > 4

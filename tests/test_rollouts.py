@@ -562,20 +562,20 @@ def test_a_deck_is_drawn_in_epochs():
 
 
 def tree():
-  """The root has 1, 2 and 3; node 1 has 4 and 5, node 2 has 6 and 7."""
-  parent = [-1, 0, 0, 0, 1, 1, 2, 2]
-  mean = [0.5, 0.2, 0.7, 0.9, 0.0, 0.0, 0.4, 0.45]
-  reward = [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
-  lengths = [0, 2, 1, 2, 1, 3, 1, 1]
-  tokens = 10 * np.arange(8)[:, None] + np.arange(3)[None, :]
+  """The root has 1, 2, 3; node 1 has 4, 5, node 2 has 6, 7, node 6 has 8, 9."""
+  parent = [-1, 0, 0, 0, 1, 1, 2, 2, 6, 6]
+  mean = [0.5, 0.2, 0.7, 0.9, 0.0, 0.0, 0.4, 0.45, 0.8, 0.1]
+  reward = [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+  lengths = [0, 2, 1, 2, 1, 3, 1, 1, 1, 1]
+  tokens = 10 * np.arange(10)[:, None] + np.arange(3)[None, :]
   return {
     "parent": np.array(parent),
-    "depth": np.array([0, 1, 1, 1, 2, 2, 2, 2]),
+    "depth": np.array([0, 1, 1, 1, 2, 2, 2, 2, 3, 3]),
     "mean_value": np.array(mean, np.float32),
     "reward": np.array(reward, np.float32),
     # Node 3 was never visited, so that nothing is known of it.
-    "num_visits": np.array([9, 3, 3, 0, 1, 1, 1, 1]),
-    "is_valid": np.ones(8, bool),
+    "num_visits": np.array([9, 3, 3, 0, 1, 1, 1, 1, 1, 1]),
+    "is_valid": np.ones(10, bool),
     "lengths": np.array(lengths),
     "tokens": tokens.astype(np.int32),
   }
@@ -585,18 +585,22 @@ def test_pairs_of_steps_stand_below_one_node():
   searched = [search_of(0, [], tree())]
   found = rollouts.step_pairs(searched, min_margin=0.2)
   # Below node 2 the two differ by too little.
-  expected = [([], [20], [10, 11]), ([10, 11], [40], [50, 51, 52])]
+  expected = [
+    ([], [20], [10, 11]),
+    ([10, 11], [40], [50, 51, 52]),
+    ([20, 60], [80], [90]),
+  ]
   assert [[part.tolist() for part in parts] for _, *parts in found] == [
     list(map(list, one)) for one in expected
   ]
   assert all(one == problem(0) for one, *_ in found)
-  assert len(rollouts.step_pairs(searched, min_margin=0.01)) == 3
-  nodes = tree() | {"mean_value": np.zeros(8), "reward": np.zeros(8)}
+  assert len(rollouts.step_pairs(searched, min_margin=0.01)) == 4
+  nodes = tree() | {"mean_value": np.zeros(10), "reward": np.zeros(10)}
   assert not rollouts.step_pairs([search_of(0, [], nodes)], min_margin=0.0)
 
 
 def test_a_pair_compares_the_tokens_of_its_steps_alone():
-  pairs = rollouts.step_pairs([search_of(0, [], tree())], min_margin=0.2)
+  pairs = rollouts.step_pairs([search_of(0, [], tree())], min_margin=0.2)[:2]
   prompt = np.array([1, 2], np.int32)
 
   def score(tokens, lengths):

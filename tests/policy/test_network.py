@@ -1,5 +1,7 @@
 """Number features, starting values, and the heads."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import (
   make_network,
+  next_token_log_probs,
   number_features,
   selected_log_probs,
 )
@@ -93,3 +96,35 @@ def test_selected_log_probs_and_their_gradient():
   )
   onehot = np.eye(11)[tokens]
   np.testing.assert_allclose(gradient, onehot - np.exp(whole), atol=1e-5)
+
+
+def test_the_entropy_is_that_of_the_next_token():
+  network = make_network(make_config(value_hidden_width=5))
+  params = network.init(jax.random.key(3))
+  rng = np.random.default_rng(4)
+  tokens = rng.integers(0, 70, (3, 6)).astype(np.int32)
+  lengths = np.array([6, 3, 0], np.int32)
+  index = np.broadcast_to(np.arange(6, dtype=np.int32), tokens.shape)
+  # Far from even, or every entropy would be about log 70.
+  params["policy_head"]["kernel"] *= 4
+
+  @jax.jit
+  def logits_fn(params):
+    hidden, _ = network.apply(params, tokens, index)
+    return network.policy_logits(params, hidden)
+
+  logits = np.asarray(logits_fn(params), np.float64)
+  probs = np.exp(logits - logits.max(-1, keepdims=True))
+  probs /= probs.sum(-1, keepdims=True)
+  want = -(probs * np.log(probs)).sum(-1)
+  assert want.std() > 0.1
+  is_known = index + 1 < lengths[:, None]
+  for first in (0, 2):
+    found_fn = jax.jit(
+      functools.partial(
+        next_token_log_probs, network, first_position=first, with_entropy=True
+      )
+    )
+    _, _, entropies = found_fn(params, tokens, lengths)
+    expected = np.where(is_known & (index >= first), want, 0)
+    np.testing.assert_allclose(entropies, expected, atol=1e-4)
