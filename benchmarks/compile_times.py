@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from fixed_steps import fixed_step_model
 
+from o1jax.learning.objective import Objective
 from o1jax.learning.optimizer import make_optimizer
 from o1jax.learning.update import make_state, make_update
 from o1jax.metrics import Clock
@@ -118,6 +119,7 @@ def measure_update(network, params, args, now):
   program = make_update(
     functools.partial(next_token_log_probs, network),
     optimizer,
+    objective=Objective(),
     num_microbatches=2,
   )
 

@@ -25,7 +25,7 @@ TINY = {
   "tree_search": "--size=tiny --trees=2 --expansions=2 --children=2 --depth=2"
   " --step=2 --prompt=3 --names=ours,mctx,host_tree",
   "search_bookkeeping": "--rules=puct --trees=2 --candidates=2 --simulations=3",
-  "compile_times": "--sizes=tiny --programs=rows --prompts=2 --prompt=4"
+  "compile_times": "--sizes=tiny --programs=rows,update --prompts=2 --prompt=4"
   " --children=2 --new=3",
 }
 
