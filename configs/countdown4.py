@@ -149,6 +149,12 @@ def get_config(arg=None):
   config.regimes.names = ()  # in order; none: one, with the fields as they are
   config.regimes.changes = ConfigDict()  # name: fields that it changes
 
+  config.texts = ConfigDict()  # of rows of such; see o1jax/corpora.py
+  config.texts.documents = ""  # JSONL or plain text to pre-train on
+  config.texts.instructions = ()  # JSONL of dialogs: "path=weight" each
+  config.texts.diversity = 1.0  # share of distinct prompts kept
+  config.texts.label_noise = 0.0  # share of responses under another prompt
+
   config.questions = ConfigDict()  # see o1jax/question_generator.py
   config.questions.source = "uniform"  # or frontier: solved half of the time
 

@@ -20,6 +20,7 @@ from o1jax import fresh_rows, jsonl, rows
 from o1jax import mesh as mesh_lib
 from o1jax.combinations import REVISIONS
 from o1jax.config import user_input
+from o1jax.corpora import TextFiles, Texts
 from o1jax.encoding import Lengths, Policy, encode_problems
 from o1jax.evaluation import Evaluator
 from o1jax.experience import Experience
@@ -37,6 +38,7 @@ from o1jax.rollouts import Advantages, Pairs
 from o1jax.solver import Solver
 from o1jax.tasks import make_task
 from o1jax.tasks.task import Task
+from o1jax.text_rows import TextRows
 from o1jax.types import Problem, ScoredSolution
 
 TOKENIZER_FILE = "tokenizer.model"
@@ -70,6 +72,7 @@ GROUPS = {
     Experience.sample,
     {"self", "rng", "n", "pool", "iteration"},
   ),
+  "texts": (TextFiles, set()),
   "questions": (QuestionGenerator, {"task"}),
   "health": (Limits, set()),
   "regimes": (Schedule, {"known"}),
@@ -148,6 +151,8 @@ LEAST = {
   "learn.reference": "",
   "learn.optimizer.warmup_updates": 0,
   "regimes.names": (),
+  "texts.documents": "",
+  "texts.instructions": (),
   "questions.source": "",
   "metrics.wandb_project": "",
   "experience.path": "",
@@ -324,16 +329,52 @@ def tokenizer_of(config: Any, task: Task, workdir: pathlib.Path) -> Tokenizer:
   with user_input():
     num_texts = config.tokenizer.num_texts
     texts = task.corpus(rng, num_texts)
-    regimes = regime_configs(config).values()
-    mixes = [config.initialize.rows, *(one.learn.rows for one in regimes)]
+    mixes = mixes_of(config).values()
     for kind in rows.REFLECTIONS:
       if any(kind in mix and mix[kind] for mix in mixes):
         texts += task.corpus(rng, -(-num_texts // 4), kind)
+    texts += texts_of(config).corpus(rng, num_texts)
     return train_tokenizer(
       texts,
       vocab_size=config.tokenizer.vocab_size,
       max_digits_per_piece=config.tokenizer.max_digits_per_piece,
     )
+
+
+def mixes_of(config: Any) -> dict[str, Mapping[str, int]]:
+  """The mixes of rows of a run, by what errors call them."""
+  mixes = {"initialize.rows": config.initialize.rows}
+  for name, changed in regime_configs(config).items():
+    label = "learn.rows" if name == ONLY_REGIME else f"learn.rows of {name}"
+    mixes[label] = changed.learn.rows
+  return mixes
+
+
+def texts_of(config: Any) -> Texts:
+  """What the config's files of texts hold.
+
+  Raises:
+    UserError: a file that is missing or bad, one that no rows are made of, or
+      rows without a file.
+  """
+  with user_input():
+    files = TextFiles(**config.texts)
+    for kind in rows.TEXTS:
+      using = [
+        label for label, mix in mixes_of(config).items() if mix.get(kind)
+      ]
+      if using and not config.texts[kind]:
+        raise ValueError(
+          f"{using[0]}.{kind} has no file to draw from: name one in "
+          f"texts.{kind}, or set the rows to 0"
+        )
+      if config.texts[kind] and not using:
+        raise ValueError(
+          f"texts.{kind}={config.texts[kind]!r} is not read without such rows: "
+          f"set initialize.rows.{kind} or learn.rows.{kind} above 0, or leave "
+          "it empty"
+        )
+    return files.read(config.seed)
 
 
 def keep_tokenizer(tokenizer: Tokenizer, workdir: pathlib.Path) -> None:
@@ -385,11 +426,9 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
     first_mix = config.initialize.rows
     # The first phase learns by the first regime's update.
     first = configs[schedule_of(config).names[0]]
-    mixes = {"initialize.rows": (first_mix, first)}
-    for name, changed in configs.items():
-      label = "learn.rows" if name == ONLY_REGIME else f"learn.rows of {name}"
-      mixes[label] = changed.learn.rows, changed
-    for label, (mix, changed) in mixes.items():
+    for (label, mix), changed in zip(
+      mixes_of(config).items(), (first, *configs.values()), strict=True
+    ):
       rows.check_mix(mix, task, label)
       for count in rows.group_sizes(mix, policy.lengths).values():
         _check_rows(count, label, changed, mesh)
@@ -418,8 +457,11 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
     # A prompt of training problems may be too long as well.
     rng = np.random.default_rng(config.seed)
     encode_problems(policy, task.sample_problems(rng, 16))
-    initialize_rows = rows.RowMaker(policy, task, config.initialize.rows)
-    regimes = make_regimes(configs, task, policy, optimizer, mesh)
+    text_rows = TextRows(policy, texts_of(config))
+    initialize_rows = rows.RowMaker(
+      policy, task, config.initialize.rows, text_rows=text_rows
+    )
+    regimes = make_regimes(configs, task, policy, optimizer, mesh, text_rows)
   return Parts(
     task=task,
     policy=policy,
@@ -538,6 +580,7 @@ def make_regimes(
   policy: Policy,
   optimizer: Optimizer,
   mesh: Mesh,
+  text_rows: TextRows,
 ) -> dict[str, Regime]:
   """The parts of each regime.
 
@@ -588,7 +631,9 @@ def make_regimes(
     regimes[name] = Regime(
       config=config,
       solver=Solver(policy, mesh=mesh, task=task, **search),
-      learn_rows=rows.RowMaker(policy, task, learn.rows, learn.replay),
+      learn_rows=rows.RowMaker(
+        policy, task, learn.rows, learn.replay, text_rows
+      ),
       fresh_rows=FreshRows(
         policy,
         learn.rows,
@@ -612,9 +657,15 @@ def log_probs_of(policy: Policy, objective: Objective) -> update.LogProbsFn:
   """What the update asks of the policy's network."""
   has_entropy = objective.policy_gradient.entropy_coefficient > 0
 
-  def log_probs_fn(params, tokens, lengths):
+  def log_probs_fn(params, tokens, lengths, **documents):
+    # Of packed rows: segment_ids and positions.
     return next_token_log_probs(
-      policy.network, params, tokens, lengths, with_entropy=has_entropy
+      policy.network,
+      params,
+      tokens,
+      lengths,
+      with_entropy=has_entropy,
+      **documents,
     )
 
   return log_probs_fn

@@ -19,8 +19,8 @@ class Lengths(NamedTuple):
     step_tokens: S, tokens of one step, its end included.
     num_steps: steps of a solution.
     row_tokens: T, positions of a row that is learned from: prompt and solution.
-    reflection_tokens: the same of rows with judgements or revisions, which are
-      longer; 0 for `row_tokens`.
+    reflection_tokens: the same of rows with judgements, revisions or texts of
+      files, which are longer; 0 for `row_tokens`.
     thinking_tokens: tokens of a chain of thought; 0 where none is written.
   """
 

@@ -60,7 +60,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
   Raises:
     ValueError: a line that is not a JSON object, with path and line number.
   """
-  return [row for _, row in _read_rows(path)]
+  return [row for _, row in numbered_rows(path)]
 
 
 def write_problems(
@@ -72,7 +72,7 @@ def write_problems(
 
 def read_problems(path: str | os.PathLike) -> list[Problem]:
   """Reads what `write_problems` wrote; ValueError on a bad row."""
-  return [_read_problem(row, "", where) for where, row in _read_rows(path)]
+  return [_read_problem(row, "", where) for where, row in numbered_rows(path)]
 
 
 def write_solutions(
@@ -102,7 +102,7 @@ def read_solutions(
     ValueError: a bad row.
   """
   return [
-    _read_solution(row, where, encode_fn) for where, row in _read_rows(path)
+    _read_solution(row, where, encode_fn) for where, row in numbered_rows(path)
   ]
 
 
@@ -128,7 +128,7 @@ def read_trees(path: str | os.PathLike) -> list[dict[str, Any]]:
     ValueError: a bad row.
   """
   trees = []
-  for where, row in _read_rows(path):
+  for where, row in numbered_rows(path):
     _check_tree(row, where)
     trees.append(row)
   return trees
@@ -210,8 +210,14 @@ _NODES = _Kind(
 )
 
 
-def _read_rows(path) -> Iterator[tuple[str, dict]]:
-  """Yields ("path:line", row) for each line that is not blank."""
+def numbered_rows(
+  path: str | os.PathLike,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields ("path:line", row) for each line that is not blank.
+
+  Raises:
+    ValueError: a line that is not a JSON object, with path and line number.
+  """
   with open(path, "rb") as file:
     for number, line in enumerate(file, start=1):
       where = f"{os.fspath(path)}:{number}"

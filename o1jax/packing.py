@@ -14,6 +14,34 @@ import numpy as np
 PADDING = -1  # the segment of padding
 
 
+def first_fit(
+  sizes: Sequence[int], length: int, max_rows: int | None = None
+) -> list[list[int]]:
+  """Indices of the documents in each row, by their sizes alone.
+
+  With `max_rows` it stops before the first document that would open one row
+  more: then all rows are open, and what stands in them is a beginning of the
+  documents.
+
+  Args:
+    sizes: tokens of each document, 1 to `length`.
+    length: T, tokens of a row.
+    max_rows: rows at most; None for as many as it takes.
+  """
+  rows: list[list[int]] = []
+  left: list[int] = []
+  for i, size in enumerate(sizes):
+    row = next((r for r, room in enumerate(left) if room >= size), len(rows))
+    if row == max_rows:
+      break
+    if row == len(rows):
+      rows.append([])
+      left.append(length)
+    rows[row].append(i)
+    left[row] -= size
+  return rows
+
+
 def pack_documents(
   documents: Sequence[Sequence[int]], length: int, *, pad_id: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -34,21 +62,13 @@ def pack_documents(
   """
   if not documents:
     raise ValueError("documents is empty: pass at least one")
-  rows: list[list[int]] = []
-  left: list[int] = []
   for i, document in enumerate(documents):
-    size = len(document)
-    if not 1 <= size <= length:
+    if not 1 <= len(document) <= length:
       raise ValueError(
-        f"document {i} has {size} tokens, and a row holds 1 to {length}: cut "
-        "or drop it, or raise length"
+        f"document {i} has {len(document)} tokens, and a row holds 1 to "
+        f"{length}: cut or drop it, or raise length"
       )
-    row = next((r for r, room in enumerate(left) if room >= size), len(rows))
-    if row == len(rows):
-      rows.append([])
-      left.append(length)
-    rows[row].append(i)
-    left[row] -= size
+  rows = first_fit([len(document) for document in documents], length)
   tokens = np.full((len(rows), length), pad_id, np.int32)
   segment_ids = np.full((len(rows), length), PADDING, np.int32)
   positions = np.zeros((len(rows), length), np.int32)

@@ -33,6 +33,8 @@ of their own width, so that the others stay cheap:
   policy_gradient this iteration: every draw, with its advantage
   best            this iteration: the best draw of each problem, cloned
   pairs           a preferred and a dispreferred solution, or step: a row each
+  documents       texts of a file, several in a row: pre-training
+  instructions    dialogs of files, of which the responses are learned
 """
 
 import dataclasses
@@ -47,8 +49,10 @@ from o1jax.experience import Experience, make_learner_batch
 from o1jax.rollouts import Deck
 from o1jax.tasks import reflection
 from o1jax.tasks.task import Task
+from o1jax.text_rows import TextRows
 from o1jax.types import (
   LearnerBatch,
+  PackedBatch,
   PolicyGradientBatch,
   PreferenceBatch,
   Problem,
@@ -86,6 +90,8 @@ FRESH = {
   "best": LearnerBatch,
   "pairs": PreferenceBatch,
 }
+# Kinds that are drawn from files (`text_rows`), and their group.
+TEXTS = {"documents": PackedBatch, "instructions": LearnerBatch}
 # Demonstrations by which the length of such rows is judged.
 _NUM_TRIED = 500
 
@@ -98,7 +104,7 @@ def check_mix(mix: Mapping[str, int], task: Task, name: str) -> int:
       negative number, or no rows at all; names the config field.
   """
   for kind, count in mix.items():
-    known = [*DEMONSTRATIONS, *POOLS, *FRESH, "retried"]
+    known = [*DEMONSTRATIONS, *POOLS, *FRESH, *TEXTS, "retried"]
     if kind not in known:
       raise ValueError(f"{name}.{kind} is unknown: rows are {', '.join(known)}")
     if count < 0:
@@ -131,12 +137,13 @@ def group_sizes(
 
 def _group(kind: str, lengths: Lengths) -> tuple[type, int]:
   """The group of a batch in which rows of a kind stand."""
-  return FRESH.get(kind, LearnerBatch), _width(kind, lengths)
+  groups = FRESH | TEXTS
+  return groups.get(kind, LearnerBatch), _width(kind, lengths)
 
 
 def _width(kind: str, lengths: Lengths) -> int:
   """Positions of a row of a kind."""
-  if kind in (*REFLECTIONS, *CHAINS):
+  if kind in (*REFLECTIONS, *CHAINS, *TEXTS):
     return lengths.reflection_tokens or lengths.row_tokens
   return lengths.row_tokens
 
@@ -201,10 +208,12 @@ class RowMaker:
     task: Task,
     mix: Mapping[str, int],
     replay: Mapping[str, Any] | None = None,
+    text_rows: TextRows | None = None,
   ):
     """Takes a mix that `check_mix` accepts.
 
-    `replay` are options of `Experience.sample`, for all rows of a pool.
+    `replay` are options of `Experience.sample`, for all rows of a pool;
+    `text_rows` has what a mix with rows of texts draws from.
 
     Raises:
       ValueError: rows with judgements or revisions are longer than the
@@ -214,6 +223,7 @@ class RowMaker:
     self._task = task
     self._mix = {kind: count for kind, count in mix.items() if count}
     self._replay = dict(replay or {})
+    self._text_rows = text_rows
     self._prompts: dict[str, np.ndarray] = {}
     for kind in REFLECTIONS:
       if kind in self._mix:
@@ -243,6 +253,11 @@ class RowMaker:
     for kind, count in self._mix.items():
       if kind == "retried":
         rows, dropped = self._retried(rng, experience, num_batches * count)
+      elif kind == "documents":
+        packed = self._text_rows.documents(rng, num_batches, count)
+        rows, dropped = jax.tree.map(np.concatenate, packed), 0
+      elif kind == "instructions":
+        rows, dropped = self._text_rows.instructions(rng, num_batches * count)
       elif kind in FRESH:
         rows, dropped = decks[kind].draw(rng, num_batches * count), 0
       elif kind in DEMONSTRATIONS:

@@ -8,7 +8,8 @@ key/value heads, E head width, F feed-forward width, C cache positions.
 
 The road of the data: Problem (host strings) -> ProblemBatch [B, P] -> a search
 tree -> ScoredSolution (host, with its checked outcome) -> LearnerBatch [B, T],
-PolicyGradientBatch [B, T], PreferenceBatch [B, 2, T].
+PolicyGradientBatch [B, T], PreferenceBatch [B, 2, T]. Documents that are read
+from a file stand in a PackedBatch [B, T].
 """
 
 import dataclasses
@@ -188,3 +189,22 @@ class PreferenceBatch:
   token_weights: jax.Array
   reference_log_probs: jax.Array
   pair_weights: jax.Array
+
+
+@struct.dataclass
+class PackedBatch:
+  """Rows of several documents each, which do not read each other.
+
+  Attributes:
+    tokens: `[B, T]` int32 documents one behind the other, padded on the right.
+    segment_ids: `[B, T]` int32 document of each token, from 0 in each row; -1
+      in padding.
+    positions: `[B, T]` int32 place of each token in its document.
+    policy_weights: `[B, T]` weight of the token that follows; 0 at the last
+      token of a document and in padding.
+  """
+
+  tokens: jax.Array
+  segment_ids: jax.Array
+  positions: jax.Array
+  policy_weights: jax.Array

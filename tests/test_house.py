@@ -20,13 +20,14 @@ PACKAGE = ROOT / "o1jax"
 # A module imports from its own floor and from lower ones, without cycles.
 FLOORS = (
   "types mesh metrics checkpoint config jsonl records drawing calibration "
-  "behaviors packing",
+  "behaviors packing corpora",
   "tasks policy reward search learning experience",
   "encoding legal_play step_shape node_store candidates self_evaluation "
   "entailment step_model",
   "combinations searched linearize answering feedback judging solver "
   "allocation "
-  "evaluation report tree_drawing scoring rollouts rows fresh_rows thinking build "
+  "evaluation report tree_drawing scoring rollouts text_rows rows fresh_rows "
+  "thinking build "
   "load studies regimes question_generator health",
   "iterate",
   "main evaluate solve export study compare",

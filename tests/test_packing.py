@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from o1jax.packing import pack_documents
+from o1jax.packing import first_fit, pack_documents
 from o1jax.policy import TransformerConfig, make_network, next_token_log_probs
 
 CONFIG = TransformerConfig(
@@ -46,6 +46,15 @@ def test_first_fit_by_hand():
     [0, 1, 2, 0, 1],
     [0, 1, 2, 3, 0],
   ]
+
+
+def test_first_fit_stops_where_a_row_more_would_open():
+  sizes = [3, 3, 1, 2, 4, 1]
+  assert first_fit(sizes, 5) == [[0, 2, 5], [1, 3], [4]]
+  assert first_fit(sizes, 5, 3) == first_fit(sizes, 5)
+  # 1 would have room, but stands behind what has none.
+  assert first_fit(sizes, 5, 2) == [[0, 2], [1, 3]]
+  assert first_fit(sizes, 5, 1) == [[0]]
 
 
 def test_every_document_is_there_once():

@@ -1,6 +1,6 @@
 """What an update minimizes: the terms of each group of rows, and their weights.
 
-A batch may hold groups of three kinds, and a config mixes them by how many rows
+A batch may hold groups of four kinds, and a config mixes them by how many rows
 of each it takes:
 
   LearnerBatch         policy (cloning, AlphaGo Zero) and value
@@ -8,11 +8,12 @@ of each it takes:
                        backward part of BOND), value, and the divergence from
                        a reference
   PreferenceBatch      preference (DPO and its variants)
+  PackedBatch          policy (pre-training on documents)
 
 Each term is a mean whose denominator is a sum of weights and known before any
 forward pass (`weights`); `sums` gives the numerators, which add over groups,
-microbatches and devices. The options of the two later kinds are the dataclasses
-`PolicyGradient` and `Preference`, and fields of a config.
+microbatches and devices. The options of advantages and pairs are the
+dataclasses `PolicyGradient` and `Preference`, and fields of a config.
 """
 
 import dataclasses
@@ -23,10 +24,16 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from o1jax.learning import alphazero, dpo, policy_gradient, ppo
-from o1jax.types import LearnerBatch, PolicyGradientBatch, PreferenceBatch
+from o1jax.learning import alphazero, cloning, dpo, policy_gradient, ppo
+from o1jax.types import (
+  LearnerBatch,
+  PackedBatch,
+  PolicyGradientBatch,
+  PreferenceBatch,
+)
 
-Group = LearnerBatch | PolicyGradientBatch | PreferenceBatch
+Group = LearnerBatch | PolicyGradientBatch | PreferenceBatch | PackedBatch
+# See `sums`.
 LogProbsFn = Callable[..., tuple[jax.Array, ...]]
 
 LOSSES = ("reinforce", "ppo")
@@ -200,6 +207,8 @@ def weights(group: Group) -> dict[str, jax.Array]:
       return dict.fromkeys(names, total) | {
         "value": jnp.sum(group.value_weights)
       }
+    case PackedBatch():
+      return {"policy": jnp.sum(group.policy_weights)}
   return {
     "policy": jnp.sum(group.policy_weights),
     "value": jnp.sum(group.value_weights),
@@ -215,7 +224,9 @@ def sums(
     objective: options.
     log_probs_fn: `(params, tokens [B, T], lengths [B]) -> (log_probs [B, T],
       value_logits [B, T])`, and as a third the entropy `[B, T]` of the next
-      token where the objective has an entropy bonus.
+      token where the objective has an entropy bonus. For a `PackedBatch`, and
+      for no other group, it is also given `segment_ids` and `positions`,
+      `[B, T]` each, by name.
     params: of the network.
     group: rows.
   """
@@ -225,6 +236,8 @@ def sums(
     case PolicyGradientBatch():
       options = objective.policy_gradient
       return _policy_gradient(options, log_probs_fn, params, group)
+    case PackedBatch():
+      return _packed(log_probs_fn, params, group)
   log_probs, value_logits, *_ = log_probs_fn(
     params, group.tokens, group.lengths
   )
@@ -237,6 +250,18 @@ def sums(
   )
   terms = {"policy": parts.policy_sum, "value": parts.value_sum}
   return Sums(terms=terms, metrics={}, maxima={})
+
+
+def _packed(log_probs_fn: LogProbsFn, params: Any, group: PackedBatch) -> Sums:
+  log_probs, *_ = log_probs_fn(
+    params,
+    group.tokens,
+    jnp.sum(group.segment_ids >= 0, axis=-1),
+    segment_ids=group.segment_ids,
+    positions=group.positions,
+  )
+  total, _ = cloning.cloning_loss(log_probs, group.policy_weights)
+  return Sums(terms={"policy": total}, metrics={}, maxima={})
 
 
 def _policy_gradient(

@@ -104,7 +104,8 @@ def make_update(
     log_probs_fn: `(params, tokens [B, T], lengths [B]) -> (log_probs [B, T],
       value_logits [B, T])`; position t holds the log-prob of the token at
       t + 1, and the value after the token at t. With an entropy bonus it
-      returns the entropy of the next token, `[B, T]`, as well.
+      returns the entropy of the next token, `[B, T]`, as well. Of groups of
+      packed rows it is told more, see `objective.sums`.
     optimizer: from `make_optimizer`.
     objective: what each kind of rows is learned from.
     num_microbatches: groups of rows worked off one after the other, which
