@@ -77,6 +77,7 @@ def get_config(arg=None):
   config.mesh.tensor = 1  # weights
 
   config.initialize = ConfigDict()
+  config.initialize.path = ""  # workdir or folder of a policy to begin with
   config.initialize.num_iterations = 2
   config.initialize.num_updates = 400  # in each
   config.initialize.rows = (

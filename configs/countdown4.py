@@ -70,6 +70,7 @@ def get_config(arg=None):
   config.mesh.tensor = 1  # weights
 
   config.initialize = ConfigDict()
+  config.initialize.path = ""  # workdir or folder of a policy to begin with
   config.initialize.num_iterations = 4
   config.initialize.num_updates = 1000  # in each
   config.initialize.rows = (

@@ -131,6 +131,7 @@ LEAST = {
   "mesh.data": -1,
   "mesh.fsdp": -1,
   "mesh.tensor": -1,
+  "initialize.path": "",
   "initialize.num_iterations": 0,
   "initialize.num_updates": 1,
   "search.num_problems": 1,
@@ -322,6 +323,13 @@ def task_of(config: Any) -> Task:
 def tokenizer_of(config: Any, task: Task, workdir: pathlib.Path) -> Tokenizer:
   """The workdir's tokenizer; trained where there is none yet."""
   path = workdir / TOKENIZER_FILE
+  if not path.exists() and config.initialize.path:
+    path = pathlib.Path(config.initialize.path) / TOKENIZER_FILE
+    if not path.exists():
+      raise config_lib.UserError(
+        f"initialize.path={config.initialize.path} holds no {TOKENIZER_FILE}: "
+        "give the workdir of a run, or a folder that o1jax.export wrote"
+      )
   if path.exists():
     with user_input():
       return Tokenizer.from_bytes(path.read_bytes())
@@ -636,6 +644,7 @@ def make_regimes(
       ),
       fresh_rows=FreshRows(
         policy,
+        task,
         learn.rows,
         score_fn,
         reference=learn.reference,

@@ -4,6 +4,7 @@ Kinds of rows of a mix (`rows`) that need more than the experience keeps:
 
   policy_gradient  every draw of this iteration, with its advantage
   best             the best draw of each problem, to be cloned
+  linearized       each tree with a right solution as a chain of thought
   pairs            a preferred and a dispreferred solution, or step
 
 What they need of the trainer, its values and the reference's log-probs, is
@@ -21,11 +22,15 @@ from o1jax.experience import Experience, make_learner_batch
 from o1jax.learning.baselines import MovingBaseline
 from o1jax.learning.objective import Objective
 from o1jax.learning.update import TrainState
+from o1jax.linearize import linearize
 from o1jax.rollouts import Advantages, Deck, Pairs, ScoreFn
-from o1jax.rows import FRESH
+from o1jax.rows import FRESH, chain_entry
 from o1jax.searched import Searched
+from o1jax.tasks.task import Task
 from o1jax.types import Problem, ScoredSolution, Verdict
 
+# Wrong solutions told in a chain of thought that is made of a tree.
+MAX_DEAD_ENDS = 3
 REFERENCES = ("none", "start", "iteration")
 # Baselines and rewards that compare the draws of a problem.
 OF_GROUPS = ("group", "group_std", "leave_one_out", "vbon")
@@ -37,6 +42,7 @@ class FreshRows:
   def __init__(
     self,
     policy: Policy,
+    task: Task,
     mix: Mapping[str, int],
     score_fn: ScoreFn,
     *,
@@ -58,6 +64,7 @@ class FreshRows:
       )
     self._reference = reference
     self._policy = policy
+    self._task = task
     self._kinds = [kind for kind in FRESH if mix.get(kind)]
     self._score_fn = score_fn
     self._advantages = advantages
@@ -94,6 +101,8 @@ class FreshRows:
         rows, moving, numbers = self._drawn(state, searched, verdicts, moving)
       elif kind == "best":
         rows, numbers = self._best(searched, verdicts, iteration)
+      elif kind == "linearized":
+        rows, numbers = self._linearized(searched, verdicts)
       else:
         rows, numbers = self._paired(
           state, searched, experience, rng, iteration
@@ -154,6 +163,31 @@ class FreshRows:
       pad_id=self._policy.tokenizer.pad_id,
     )
     return rows, {"best": len(found), "best_too_long": num_dropped}
+
+  def _linearized(self, searched, verdicts):
+    lengths, mark = self._policy.lengths, self._task.thinking_mark
+    entries = []
+    for one, judged in zip(searched, verdicts, strict=True):
+      found = linearize(
+        one,
+        {s.node: v for s, v in zip(one.solutions, judged, strict=True)},
+        max_dead_ends=MAX_DEAD_ENDS,
+      )
+      if found is not None:
+        problem, text = found
+        entries.append(
+          chain_entry(self._policy, self._task, problem, mark + text)
+        )
+    rows, num_dropped = make_learner_batch(
+      [self._prompt(entry.problem) for entry in entries],
+      entries,
+      length=lengths.reflection_tokens or lengths.row_tokens,
+      policy_weights="step_weights",
+      value_positions="none",
+      pad_id=self._policy.tokenizer.pad_id,
+    )
+    numbers = {"linearized": len(entries), "linearized_too_long": num_dropped}
+    return rows, numbers
 
   def _paired(self, state, searched, experience, rng, iteration):
     options = self._pairs

@@ -30,6 +30,7 @@ from o1jax import (
   evaluation,
   health,
   jsonl,
+  load,
   metrics,
   regimes,
   report,
@@ -262,8 +263,7 @@ def stream(config: Any, iteration: int, name: int) -> np.random.Generator:
 
 def restore(config: Any, parts: Parts, writer: "RunWriter") -> Progress:
   """What the run begins or goes on with, from the workdir."""
-  first_key, _ = run_keys(config)
-  params = parts.policy.network.init(first_key)
+  params = first_params(config, parts)
   state = update.make_state(
     params,
     parts.optimizer,
@@ -328,6 +328,35 @@ def learn_questions(
   ]
   numbers = questions.learn([one.problem for one in searched], rates)
   return {f"questions/{name}": value for name, value in numbers.items()}
+
+
+def first_params(config: Any, parts: Parts) -> Any:
+  """Parameters that a run begins with: random ones, or those of a policy.
+
+  Raises:
+    UserError: the policy of initialize.path is of another architecture.
+  """
+  first_key, _ = run_keys(config)
+  params = parts.policy.network.init(first_key)
+  path = config.initialize.path
+  if not path:
+    return params
+  given = load.from_path(path).params
+  shapes = [
+    {
+      jax.tree_util.keystr(place): leaf.shape
+      for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (given, params)
+  ]
+  for name in sorted(shapes[0].keys() | shapes[1].keys()):
+    has, wants = (side[name] if name in side else "absent" for side in shapes)
+    if has != wants:
+      raise config_lib.UserError(
+        f"initialize.path={path} is of another architecture: {name} is {has} "
+        f"there, this config has {wants}; give it the same network.*"
+      )
+  return given
 
 
 def search_metrics(

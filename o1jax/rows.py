@@ -32,6 +32,8 @@ of their own width, so that the others stay cheap:
   value           D_search: the outcome as the value's target, nothing else
   policy_gradient this iteration: every draw, with its advantage
   best            this iteration: the best draw of each problem, cloned
+  linearized      this iteration: each tree as a chain of thought, with its dead
+                  ends, cloned
   pairs           a preferred and a dispreferred solution, or step: a row each
   documents       texts of a file, several in a row: pre-training
   instructions    dialogs of files, of which the responses are learned
@@ -74,7 +76,7 @@ DEMONSTRATIONS = {
 # marks in the text, only a part of it is learned.
 REFLECTIONS = (*reflection.KINDS, "long_thought", "retrying")
 # Those whose rows are chains of thought, however they are made.
-CHAINS = ("retrying", "retried")
+CHAINS = ("retrying", "retried", "linearized")
 # Wrong attempts in a row of `retried`: uniform from none to this many.
 MAX_ATTEMPTS = 3
 # Kind of row -> (pool of the experience, policy weights, value positions).
@@ -88,6 +90,7 @@ POOLS = {
 FRESH = {
   "policy_gradient": PolicyGradientBatch,
   "best": LearnerBatch,
+  "linearized": LearnerBatch,
   "pairs": PreferenceBatch,
 }
 # Kinds that are drawn from files (`text_rows`), and their group.
@@ -199,6 +202,25 @@ def learned_parts(task: Task, text: str) -> Iterator[tuple[str, bool]]:
   yield last, True
 
 
+def chain_entry(
+  policy: Policy, task: Task, problem: Problem, text: str
+) -> ScoredSolution:
+  """A chain of thought as a solution whose weights say what is learned.
+
+  Parts end with newlines, which are tokens of their own: the tokens of the text
+  are those of its parts.
+  """
+  parts, is_learned = zip(*learned_parts(task, text), strict=True)
+  encoded = policy.tokenizer.encode_batch(parts)
+  entry = demonstration(
+    policy, problem, text, [t for ids in encoded for t in ids]
+  )
+  # The last part is learned, and so is the end mark after it.
+  weights = np.repeat(is_learned, [len(ids) for ids in encoded])
+  weights = np.append(weights, True).astype(np.float32)
+  return dataclasses.replace(entry, step_weights=weights)
+
+
 class RowMaker:
   """Makes the batches of one mix."""
 
@@ -286,7 +308,7 @@ class RowMaker:
       entries = list(map(self._judged, entries))
       policy_weights, value_positions = "zeros", "all"
     elif kind in REFLECTIONS:
-      entries = [self._with_parts_learned(entry) for entry in entries]
+      entries = self._with_parts_learned(entries)
       policy_weights = "step_weights"
     batch, dropped = self._lay_out(
       kind, prompts, entries, policy_weights, value_positions
@@ -307,18 +329,14 @@ class RowMaker:
       for pair, tokens in zip(pairs, texts, strict=True)
     ]
 
-  def _with_parts_learned(self, entry: ScoredSolution) -> ScoredSolution:
-    """Weights for a text with marks.
-
-    Parts end with newlines, which are tokens of their own: the tokens of the
-    text are those of its parts.
-    """
-    parts, is_learned = zip(*learned_parts(self._task, entry.text), strict=True)
-    encoded = self._policy.tokenizer.encode_batch(parts)
-    # The last part is learned, and so is the end mark after it.
-    weights = np.repeat(is_learned, [len(ids) for ids in encoded])
-    weights = np.append(weights, True).astype(np.float32)
-    return dataclasses.replace(entry, step_weights=weights)
+  def _with_parts_learned(
+    self, entries: Sequence[ScoredSolution]
+  ) -> list[ScoredSolution]:
+    """Weights for texts with marks."""
+    return [
+      chain_entry(self._policy, self._task, entry.problem, entry.text)
+      for entry in entries
+    ]
 
   def _check_length(self, kind: str) -> None:
     rng = np.random.default_rng(0)
@@ -390,7 +408,7 @@ class RowMaker:
       text = self._task.chain(solution.problem, attempts, solution.text)
       pairs.append((solution.problem, text))
     prompts, entries = self._encode(pairs)
-    entries = [self._with_parts_learned(entry) for entry in entries]
+    entries = self._with_parts_learned(entries)
     return self._lay_out("retried", prompts, entries, "step_weights", "none")
 
   def _pool_rows(self, rng, experience, kind, count):

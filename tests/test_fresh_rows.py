@@ -94,14 +94,24 @@ def make_state():
   return state.replace(reference_params=other_params(), params=other_params())
 
 
-def decks_of(kind, strategy, *, reference="start", advantages=None, pairs=None):
-  fresh = FreshRows(
+def make_fresh(mix, *, reference="none", advantages=None, pairs=None):
+  return FreshRows(
     tiny_policy(),
-    {"search": 4, "best": 0} | {kind: 4},
+    TASK,
+    mix,
     score_fn(),
     reference=reference,
     advantages=advantages or Advantages(),
     pairs=pairs or Pairs(),
+  )
+
+
+def decks_of(kind, strategy, *, reference="start", advantages=None, pairs=None):
+  fresh = make_fresh(
+    {"search": 4, "best": 0} | {kind: 4},
+    reference=reference,
+    advantages=advantages,
+    pairs=pairs,
   )
   assert fresh
   searched, verdicts, experience = search(strategy)
@@ -225,14 +235,7 @@ def test_pairs_of_solutions_come_from_this_iteration():
     deck.rows.reference_log_probs.reshape(flat.shape), expected, atol=1e-4
   )
   searched, verdicts, experience = search("best_of_n")
-  fresh = FreshRows(
-    tiny_policy(),
-    {"pairs": 4},
-    score_fn(),
-    reference="start",
-    advantages=Advantages(),
-    pairs=pairs,
-  )
+  fresh = make_fresh({"pairs": 4}, reference="start", pairs=pairs)
   decks, _, _ = fresh.decks(
     make_state(),
     searched,
@@ -262,14 +265,7 @@ def test_pairs_of_steps_share_what_stands_before_them():
 
 
 def test_a_mix_without_such_rows_makes_none():
-  fresh = FreshRows(
-    tiny_policy(),
-    {"search": 4, "best": 0},
-    score_fn(),
-    reference="none",
-    advantages=Advantages(),
-    pairs=Pairs(),
-  )
+  fresh = make_fresh({"search": 4, "best": 0})
   assert not fresh
   decks, _, numbers = fresh.decks(
     None, [], [], None, None, np.random.default_rng(0), 0
@@ -401,15 +397,61 @@ def test_a_length_penalty_needs_room():
   longest = lengths.num_steps * lengths.step_tokens
   for free_length, is_refused in ((longest - 1, False), (longest, True)):
     advantages = Advantages(length_penalty=0.1, free_length=free_length)
-    arguments = dict(reference="none", advantages=advantages, pairs=Pairs())
     if not is_refused:
-      FreshRows(tiny_policy(), DRAWN, score_fn(), **arguments)
+      make_fresh(DRAWN, advantages=advantages)
       continue
     with pytest.raises(ValueError, match=f"free_length={longest} must be belo"):
-      FreshRows(tiny_policy(), DRAWN, score_fn(), **arguments)
+      make_fresh(DRAWN, advantages=advantages)
 
 
 def test_the_options_are_fields_of_a_config():
   for group, (function, _) in build.GROUPS.items():
     if function in (Advantages, Pairs, PolicyGradient):
       assert dataclasses.is_dataclass(function) and group in build.EMPTY_GROUPS
+
+
+def test_trees_become_chains_of_thought_that_end_right():
+  searched, verdicts, experience = search("mcts")
+  policy = dataclasses.replace(
+    tiny_policy(), lengths=tiny_policy().lengths._replace(reflection_tokens=900)
+  )
+  fresh = FreshRows(
+    policy,
+    TASK,
+    {"linearized": 4},
+    score_fn(),
+    reference="none",
+    advantages=Advantages(),
+    pairs=Pairs(),
+  )
+  decks, _, numbers = fresh.decks(
+    make_state(),
+    searched,
+    verdicts,
+    experience,
+    empty_baseline(),
+    np.random.default_rng(0),
+    ITERATION,
+  )
+  found = [
+    (one, any(v.is_correct for v in judged))
+    for one, judged in zip(searched, verdicts, strict=True)
+  ]
+  solved = [one.problem for one, is_solved in found if is_solved]
+  assert numbers["learn/linearized"] == len(solved) > 0
+  assert numbers["learn/linearized_too_long"] == 0
+  rows = decks["linearized"].rows
+  tokenizer = policy.tokenizer
+  for problem, tokens, length, weights in zip(
+    solved, rows.tokens, rows.lengths, rows.policy_weights, strict=True
+  ):
+    assert tokens[length - 1] == tokenizer.eos_id
+    text = tokenizer.decode(tokens[: length - 1].tolist())
+    head = f"{problem.prompt}think:\n"
+    assert text.startswith(head)
+    answer = TASK.final_solution(text.removeprefix(problem.prompt))
+    assert TASK.check(problem, answer).is_correct
+    # All but what is given is learned.
+    start = len(tokenizer.encode(head))
+    assert not weights[: start - 1].any() and weights[length - 1 :].max() == 0
+    assert weights[start - 1 : length - 1].min() == 1

@@ -17,6 +17,7 @@ import pytest
 
 from o1jax import build, iterate, jsonl, metrics, tree_drawing
 from o1jax import config as config_lib
+from o1jax import mesh as mesh_lib
 from o1jax.checkpoint import Checkpoints
 from o1jax.experience import Experience
 from o1jax.searched import Searched
@@ -26,6 +27,7 @@ from policies import (
   countdown,
   tiny_arithmetic,
   tiny_config,
+  tiny_workdir,
 )
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -466,3 +468,33 @@ def test_a_truncated_checkpoint_is_refused(undisturbed, tmp_path):
   # As it says.
   subprocess.run(["rm", "-r", path.parent], check=True)
   assert hash_of(iterate.run(tiny_config(), workdir)) == undisturbed[1]
+
+
+def test_a_run_may_begin_with_the_policy_of_another(tmp_path):
+  first, second = tmp_path / "first", tmp_path / "second"
+  tiny_workdir(first, 1)
+  mesh = mesh_lib.make_mesh({"data": 2})
+  config = tiny_config(f"initialize.path={first}")
+  parts = build.build(config, second, mesh)
+  assert not second.exists()
+  tokenizer = (first / build.TOKENIZER_FILE).read_bytes()
+  assert parts.policy.tokenizer.to_bytes() == tokenizer
+  params = iterate.first_params(config, parts)
+  expected = parts.policy.network.init(jax.random.key(0))
+  jax.tree.map(
+    np.testing.assert_array_equal, *map(jax.device_get, (params, expected))
+  )
+
+
+def test_a_policy_of_another_architecture_is_refused(tmp_path):
+  first = tmp_path / "first"
+  tiny_workdir(first, 1)
+  mesh = mesh_lib.make_mesh({"data": 2})
+  config = tiny_config(f"initialize.path={first}", "network.ffn_width=24")
+  parts = build.build(config, tmp_path / "second", mesh)
+  words = r"another architecture: \['trunk'\].*give it the same network"
+  with pytest.raises(config_lib.UserError, match=words):
+    iterate.first_params(config, parts)
+  missing = tiny_config("initialize.path=nowhere")
+  with pytest.raises(config_lib.UserError, match="initialize.path=nowhere"):
+    build.build(missing, tmp_path / "second", mesh)

@@ -339,22 +339,27 @@ def _make_step(
     loss = _summed(coefficients[name] * term for name, term in terms.items())
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
-    changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    if learning_rate_scale != 1:
-      changes = optax.tree.scale(learning_rate_scale, changes)
-    params = optax.apply_updates(state.params, changes)
-    count = state.num_updates.astype(jnp.float32)
-    kept = jnp.minimum(average_decay, (1 + count) / (10 + count))
-    moved = state.replace(
-      params=params,
-      average_params=jax.tree.map(
-        lambda old, new: (kept * old + (1 - kept) * new).astype(new.dtype),
-        state.average_params,
-        params,
-      ),
-      opt_state=opt_state,
-      num_updates=state.num_updates + 1,
-    )
+
+    def moved(state):
+      changes, opt_state = optimizer.update(
+        grads, state.opt_state, state.params
+      )
+      if learning_rate_scale != 1:
+        changes = optax.tree.scale(learning_rate_scale, changes)
+      params = optax.apply_updates(state.params, changes)
+      count = state.num_updates.astype(jnp.float32)
+      kept = jnp.minimum(average_decay, (1 + count) / (10 + count))
+      return state.replace(
+        params=params,
+        average_params=jax.tree.map(
+          lambda old, new: (kept * old + (1 - kept) * new).astype(new.dtype),
+          state.average_params,
+          params,
+        ),
+        opt_state=opt_state,
+        num_updates=state.num_updates + 1,
+      )
+
     metrics = {
       "loss": loss,
       **_named(terms, means, maxima),
@@ -363,9 +368,9 @@ def _make_step(
       * optimizer.schedule(state.num_updates),
       "is_finite": is_finite.astype(jnp.float32),
     }
-    state = jax.tree.map(
-      lambda new, old: jnp.where(is_finite, new, old), moved, state
-    )
+    # A branch, not a choice between two whole states: XLA then writes each
+    # array once and in place, and computes no moment again for who reads it.
+    state = jax.lax.cond(is_finite, moved, lambda same: same, state)
     if mesh is not None:
       # Out as it came in: else the next call would compile once more.
       state = jax.lax.with_sharding_constraint(
