@@ -19,7 +19,8 @@ of their own width, so that the others stay cheap:
   revised         demonstrations: the same, the last solution right or wrong: it
                   is the value's target at the last step, nothing else
   retrying        demonstrations: a chain of thought, wrong attempts and a right
-                  one; what follows the attempts is learned, they are not
+                  one; of the attempts only results and remaining numbers are
+                  learned
   retried         D_search: the same, of solutions that search found
   comparing       demonstrations: two solutions, and whether they say the same;
                   the comparison is learned
@@ -205,20 +206,49 @@ def learned_parts(task: Task, text: str) -> Iterator[tuple[str, bool]]:
 def chain_entry(
   policy: Policy, task: Task, problem: Problem, text: str
 ) -> ScoredSolution:
-  """A chain of thought as a solution whose weights say what is learned.
+  """A text with marks as a solution whose weights say what is learned.
 
-  Parts end with newlines, which are tokens of their own: the tokens of the text
-  are those of its parts.
+  Of an attempt in a chain whose steps are legal what its steps come to is
+  learned too. Else the policy would see no line of a chain that does not reach
+  the target, and would write the target as the result of anything.
   """
   parts, is_learned = zip(*learned_parts(task, text), strict=True)
+  # Parts begin or end with newlines, which are tokens of their own: the tokens
+  # of the text are those of its parts.
   encoded = policy.tokenizer.encode_batch(parts)
+  weights = []
+  is_chain = text.startswith(task.thinking_mark)
+  for part, ids, learns in zip(parts, encoded, is_learned, strict=True):
+    own = np.full(len(ids), learns, np.float32)
+    is_attempt = is_chain and not learns and part != task.thinking_mark
+    if is_attempt and all(task.judge_steps(problem, part)):
+      # What follows the last token belongs to the next part.
+      own[1:] = after_mark(policy, task, np.array(ids))[:-1]
+    weights.append(own)
   entry = demonstration(
     policy, problem, text, [t for ids in encoded for t in ids]
   )
   # The last part is learned, and so is the end mark after it.
-  weights = np.repeat(is_learned, [len(ids) for ids in encoded])
-  weights = np.append(weights, True).astype(np.float32)
+  weights = np.concatenate([*weights, np.ones(1, np.float32)])
   return dataclasses.replace(entry, step_weights=weights)
+
+
+def after_mark(policy: Policy, task: Task, tokens: np.ndarray) -> np.ndarray:
+  """Where the following token is calculated and not chosen, `[..., T]` bool.
+
+  That is from the mark of a step's consequences to the end of the step. A piece
+  may hold more than the mark (" = -"): it is not among them, or it would be
+  learned without what stands there instead of it.
+  """
+  tokenizer = policy.tokenizer
+  mark = task.consequence_mark.encode()
+  marks = [i for i, piece in enumerate(tokenizer.pieces) if mark in piece]
+  index = np.broadcast_to(np.arange(tokens.shape[-1]), tokens.shape)
+  last_mark = np.where(np.isin(tokens, marks), index, -1)
+  last_end = np.where(tokens == tokenizer.newline_id, index, -1)
+  return np.maximum.accumulate(last_mark, -1) > (
+    np.maximum.accumulate(last_end, -1)
+  )
 
 
 class RowMaker:
@@ -377,19 +407,9 @@ class RowMaker:
   def _without_choices(self, batch: LearnerBatch) -> LearnerBatch:
     """Weight 0 on every token of a step up to the mark of its consequences.
 
-    The weight of a token lies at the position before it. A piece may hold more
-    than the mark (" = -"): it has no weight, or it would be learned without
-    what stands there instead of it.
+    The weight of a token lies at the position before it.
     """
-    tokenizer = self._policy.tokenizer
-    mark = self._task.consequence_mark.encode()
-    marks = [i for i, piece in enumerate(tokenizer.pieces) if mark in piece]
-    index = np.arange(batch.tokens.shape[1])[None, :]
-    last_mark = np.where(np.isin(batch.tokens, marks), index, -1)
-    last_end = np.where(batch.tokens == tokenizer.newline_id, index, -1)
-    is_after = np.maximum.accumulate(last_mark, 1) > (
-      np.maximum.accumulate(last_end, 1)
-    )
+    is_after = after_mark(self._policy, self._task, batch.tokens)
     weights = np.where(is_after, batch.policy_weights, np.float32(0))
     return batch.replace(policy_weights=weights)
 

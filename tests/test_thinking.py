@@ -10,7 +10,7 @@ from o1jax import mesh as mesh_lib
 from o1jax.encoding import Lengths
 from o1jax.experience import Experience
 from o1jax.policy.network import next_token_log_probs
-from o1jax.rows import RowMaker, learned_parts
+from o1jax.rows import RowMaker, chain_entry, learned_parts
 from o1jax.tasks import make_task
 from o1jax.thinking import Thinking
 from o1jax.types import ScoredSolution
@@ -108,13 +108,16 @@ def rows_of(kind, experience, count=40):
 
 
 def assert_learned(text, learned):
-  """By text alone: what stands between an attempt and the next."""
+  """By text alone: what stands between an attempt and the next, and results."""
   prompt, _, chain = text.partition("\nthink:\n")
   *attempts, last = chain.split("\nagain:\n")
   expected = ""
   for place, attempt in enumerate(attempts):
-    criticism = f"{attempt.partition(chr(10))[0]}\n" if place else ""
-    expected += criticism + "\nagain:\n"
+    lines = attempt.split("\n")
+    if place:
+      expected += lines.pop(0) + "\n"
+    results = (line.partition(" = ")[2] for line in lines)
+    expected += "\n".join(results) + "\nagain:\n"
   assert learned == expected + last
   return prompt, attempts, last
 
@@ -144,6 +147,21 @@ def test_rows_of_search_hold_its_own_failures_as_attempts():
     assert attempts in ([], [WRONG])
     assert last == (f"reaches 12, not 13\n{RIGHT}" if attempts else RIGHT)
   assert counts == {0, 1}
+
+
+def test_results_of_an_attempt_that_is_not_legal_are_not_learned():
+  policy = tiny_policy()
+  problem = TASK.parse("3 7 2 = 13")
+  illegal = "7 + 3 = 11 (left: 2 11)\n11 + 2 = 13 (left: 13)"
+  for attempt, is_learned in ((WRONG, True), (illegal, False)):
+    text = TASK.chain(problem, [attempt], RIGHT)
+    entry = chain_entry(policy, TASK, problem, text)
+    assert policy.tokenizer.decode(entry.tokens[:-1].tolist()) == text
+    start = len(policy.tokenizer.encode("think:\n"))
+    end = start + len(policy.tokenizer.encode(attempt))
+    assert entry.step_weights[start:end].any() == is_learned
+    assert not entry.step_weights[:start].any()
+    assert entry.step_weights[end:].all()
 
 
 def test_without_a_right_solution_there_is_nothing_to_try_again_for():
