@@ -300,6 +300,14 @@ def check(
     temperature=search["temperature"],
     options=search["options"],
   )
+  learned_by = objective.policy_gradient
+  is_plain = learned_by.loss == "reinforce" and learned_by.importance == "none"
+  if is_plain and search["temperature"] != 1 and advantages.estimator == "gae":
+    raise ValueError(
+      f"learn.policy_gradient.importance='none' with search.temperature="
+      f"{search['temperature']}: the draws are of another distribution than the "
+      "policy; set importance to 'token' or 'sequence', or the temperature to 1"
+    )
   if exists:
     return None
   if not advantages.allows_choice:

@@ -348,6 +348,10 @@ DRAWN = {"policy_gradient": 8}
       ),
       "learn.advantages.reward='vbon' with search.num_candidates=1",
     ),
+    (
+      dict(mix=DRAWN, objective=dict(loss="reinforce"), temperature=0.7),
+      "set importance to 'token' or 'sequence', or the temperature to 1",
+    ),
     (dict(mix=DRAWN, strategy="mcts"), "search.strategy='mcts' chooses which"),
     (dict(mix=DRAWN, strategy="greedy"), "take search.strategy=best_of_n"),
     (dict(mix=DRAWN, top_k=5), "search.top_k=5, top_p=1.0 and min_p=0.0 leave"),
@@ -382,6 +386,10 @@ def test_what_goes_together_is_taken():
   vtrace = dict(baseline="value", estimator="vtrace")
   reinforce = dict(loss="reinforce")
   assert check(DRAWN, advantages=vtrace, objective=reinforce) is None
+  warm = dict(objective=reinforce, temperature=0.7)
+  assert check(DRAWN, advantages=vtrace, **warm) is None
+  weighted = reinforce | dict(importance="token")
+  assert check(DRAWN, objective=weighted, temperature=0.7) is None
 
 
 @pytest.mark.parametrize("search", [dict(strategy="mcts"), dict(top_k=5)])
