@@ -11,6 +11,11 @@ prompts away, and `label_noise` puts responses under the wrong ones.
                 [{"role": ..., "content": ...}, ...]} of the roles system, user
                 and assistant, of which the last speaks last
 
+  python -m o1jax.main --config=configs/countdown.py --workdir=W \\
+    --config.texts.documents=book.txt --config.initialize.rows.documents=16 \\
+    --config.texts.instructions="('a.jsonl=3','b.jsonl')" \\
+    --config.initialize.rows.instructions=16 --config.lengths.row_tokens=256
+
 A dialog reads `user:\\n<text>\\nassistant:\\n<response>`; every response ends
 with the tokenizer's end mark. Who speaks is known from the file, so a text that
 holds such a line itself is learned no differently.
@@ -151,7 +156,7 @@ class TextFiles:
   def weights(self) -> dict[str, float]:
     """Path -> weight of each file of dialogs, in order."""
     weights: dict[str, float] = {}
-    for entry in self.instructions:
+    for entry in map(str, self.instructions):
       path, equals, number = entry.rpartition("=")
       path, number = (path, number) if equals else (entry, "1")
       try:

@@ -69,7 +69,12 @@ class TextRows:
 
     All of them pass once before any comes again. Those that a batch has no
     room for begin the next one; what is left at the end of a call is not used.
+
+    Raises:
+      ValueError: there are none.
     """
+    if not self._pieces:
+      raise ValueError("no documents to draw from: name a file of them")
     order = self._shuffled(rng)
     capacity = num_rows * self._length
     members: list[np.ndarray] = []

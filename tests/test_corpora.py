@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from o1jax.corpora import (
+  Dialog,
+  Source,
   TextFiles,
+  Texts,
   chat_prompt,
   diverse,
   noisy,
@@ -247,6 +250,16 @@ def test_label_noise_takes_every_other_response_equally_often(tmp_path):
       assert abs(number - expected) < 4 * expected**0.5
 
 
+def test_every_dialog_is_equally_often_noisy(tmp_path):
+  dialogs = dialogs_of(tmp_path, *((f"p{i}", f"r{i}") for i in range(5)))
+  rng = np.random.default_rng(0)
+  counts = np.zeros(5)
+  for _ in range(500):
+    changed = noisy(dialogs, 0.4, rng)
+    counts += [a != b for a, b in zip(changed, dialogs, strict=True)]
+  assert counts.sum() == 1000 and (abs(counts - 200) < 4 * 200**0.5).all()
+
+
 def test_of_several_turns_the_last_response_is_swapped(tmp_path):
   long = said(HI, ("assistant", "kept"), HI, ("assistant", "swapped"))
   path = write(tmp_path / "d.jsonl", long, pair("a", "b"))
@@ -287,3 +300,13 @@ def test_files_are_read_by_the_seed_alone(tmp_path):
     assert len(wrong) == 3
   # Each file has a draw of its own.
   assert texts.sources[0].dialogs != texts.sources[1].dialogs
+
+
+def test_a_tokenizer_is_shown_some_of_each_in_short_lines(tmp_path):
+  long = "".join(chr(ord("a") + i % 26) for i in range(2500))
+  dialog = Dialog((("user:\n1\nassistant:\n", "2"),))
+  texts = Texts([long], [Source("a", 1.0, [dialog] * 3)])
+  lines = texts.corpus(np.random.default_rng(0), 2)
+  assert max(map(len, lines)) <= 1000
+  turn = "user:1assistant:2"
+  assert "".join(lines) == long + 2 * turn

@@ -103,6 +103,11 @@ def test_a_long_document_is_cut_and_each_token_learned_once():
       assert len(learned) == len(whole) - 1
 
 
+def test_without_documents_none_are_drawn():
+  with pytest.raises(ValueError, match="no documents to draw from"):
+    draw(document_rows([], 20), 1, 2)
+
+
 def test_a_packed_gradient_is_that_of_the_documents_apart():
   """Of the update: alone, and beside rows of another kind."""
   policy = policy_of(30)
