@@ -58,7 +58,6 @@ def build_of(config, workdir):
 def test_a_run_learns_from_both_and_resumes(folder, tmp_path, capsys):
   config = config_of(
     folder,
-    "learn.num_microbatches=2",
     "texts.label_noise=0.2",
     "num_iterations=0",
     "initialize.num_iterations=2",
