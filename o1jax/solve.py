@@ -3,6 +3,7 @@
   python -m o1jax.solve "3 7 2 = 13"
   python -m o1jax.solve --workdir=runs/countdown --effort=high "5 6 11 = 49"
   python -m o1jax.solve --strategy=best_of_n --effort=low "3 7 2 = 13"
+  python -m o1jax.solve --workdir=W --strategy=thinking "3 7 2 = 13"
 
 Without --workdir the policy that ships with o1jax answers. The effort is the
 search's budget, in whole solutions' worth of tokens: low, medium, high, or a
@@ -22,6 +23,7 @@ from o1jax import drawing, evaluation, load
 from o1jax import mesh as mesh_lib
 from o1jax.searched import tree_record
 from o1jax.solver import Solver
+from o1jax.thinking import Thinking
 from o1jax.tree_drawing import render_tree_text
 from o1jax.types import Problem, Verdict
 
@@ -58,14 +60,26 @@ class Session:
   """A trained policy and the searches compiled for it so far."""
 
   trained: load.Trained
-  solvers: dict[tuple[str, int, str], Solver] = dataclasses.field(
+  solvers: dict[tuple[str, int, str], Solver | Thinking] = dataclasses.field(
     default_factory=dict
   )
 
-  def solver(self, strategy: str, effort: int, reward: str) -> Solver:
-    """The search of an effort; compiled once."""
-    if (strategy, effort, reward) not in self.solvers:
-      trained = self.trained
+  def solver(
+    self, strategy: str, effort: int, reward: str
+  ) -> Solver | Thinking:
+    """The search of an effort, compiled once; a chain of thought has none."""
+    trained = self.trained
+    if (strategy, effort, reward) in self.solvers:
+      pass
+    elif strategy == "thinking":
+      self.solvers[strategy, effort, reward] = Thinking(
+        trained.policy,
+        trained.task,
+        trained.mesh,
+        batch_size=mesh_lib.batch_ways(trained.mesh),
+        steps_from_host=True,
+      )
+    else:
       options = trained.config.evaluation.to_dict()
       self.solvers[strategy, effort, reward] = evaluation.solver_of_effort(
         trained.policy,
@@ -101,7 +115,7 @@ def solve(
   Args:
     session: a policy, as from `load_default`.
     text: the problem as the task reads it, such as "3 7 2 = 13".
-    strategy: how to search, see `Solver`.
+    strategy: how to search, see `Solver`; or "thinking", one chain of thought.
     effort: "low", "medium", "high" or a number of solutions' worth of tokens.
     reward: "value", or "checker" to let the search see the checker.
     seed: of the search.
@@ -121,7 +135,7 @@ def solve(
       trained.params, jax.random.key(seed), [problem], watch=watch
     )
   verdicts = {
-    s.node: trained.task.check(problem, s.text)
+    s.node: trained.task.check(problem, trained.task.final_solution(s.text))
     for s in searched.solutions
     if s.is_finished
   }

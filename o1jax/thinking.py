@@ -19,7 +19,7 @@ paper, arXiv 2412.14135; O1 Journey, arXiv 2410.18982).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,9 +36,17 @@ class Thinking:
   """Solves problems by one long chain each."""
 
   def __init__(
-    self, policy: Policy, task: Task, mesh: Mesh, *, batch_size: int
+    self,
+    policy: Policy,
+    task: Task,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    steps_from_host: bool = False,
   ):
     """Prepares; nothing compiles before the first call.
+
+    Arguments are those of `Solver`.
 
     Raises:
       ValueError: the config's lengths leave no room for a chain.
@@ -62,17 +70,23 @@ class Thinking:
       batch_size=batch_size,
       mesh=mesh,
       task=task,
+      steps_from_host=steps_from_host,
     )
 
   def __call__(
-    self, params: Any, key: jax.Array, problems: Sequence[Problem]
+    self,
+    params: Any,
+    key: jax.Array,
+    problems: Sequence[Problem],
+    *,
+    watch: Callable[[list[str]], None] | None = None,
   ) -> list[Searched]:
     """One chain a problem; solutions carry the whole text of it."""
     marked = [
       dataclasses.replace(problem, prompt=problem.prompt + self._mark)
       for problem in problems
     ]
-    searched = self._solver(params, key, marked)
+    searched = self._solver(params, key, marked, watch=watch)
     return [
       dataclasses.replace(one, problem=problem)
       for one, problem in zip(searched, problems, strict=True)
