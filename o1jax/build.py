@@ -588,7 +588,7 @@ def make_regimes(
   policy: Policy,
   optimizer: Optimizer,
   mesh: Mesh,
-  text_rows: TextRows,
+  text_rows: TextRows | None = None,
 ) -> dict[str, Regime]:
   """The parts of each regime.
 
