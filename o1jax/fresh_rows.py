@@ -305,8 +305,9 @@ def check(
   if is_plain and search["temperature"] != 1 and advantages.estimator == "gae":
     raise ValueError(
       f"learn.policy_gradient.importance='none' with search.temperature="
-      f"{search['temperature']}: the draws are of another distribution than the "
-      "policy; set importance to 'token' or 'sequence', or the temperature to 1"
+      f"{search['temperature']}: the draws are of another distribution than "
+      "the policy; set importance to 'token' or 'sequence', or the temperature "
+      "to 1"
     )
   if exists:
     return None

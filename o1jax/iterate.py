@@ -28,10 +28,12 @@ import numpy as np
 from o1jax import (
   build,
   evaluation,
+  fields,
   health,
   jsonl,
   load,
   metrics,
+  regime_parts,
   regimes,
   report,
   rollouts,
@@ -39,12 +41,13 @@ from o1jax import (
   tasks,
 )
 from o1jax import config as config_lib
-from o1jax.build import Parts, Regime
+from o1jax.build import Parts
 from o1jax.checkpoint import Checkpoints
 from o1jax.experience import Experience
 from o1jax.learning import update
 from o1jax.learning.baselines import MovingBaseline
 from o1jax.question_generator import QuestionGenerator
+from o1jax.regime_parts import Regime
 from o1jax.regimes import RegimeState
 from o1jax.rollouts import Deck
 from o1jax.rows import DEMONSTRATIONS as DEMONSTRATION_KINDS
@@ -55,7 +58,7 @@ from o1jax.searched import (
   tree_record,
 )
 from o1jax.tasks.task import Task
-from o1jax.types import Problem, ScoredSolution, Verdict
+from o1jax.types import ScoredSolution, Verdict
 
 # Streams of randomness within an iteration.
 PROBLEMS, ROWS, DEMONSTRATIONS = 0, 1, 2
@@ -112,7 +115,7 @@ def run(
     UserError: a field, the workdir or a checkpoint does not fit.
   """
   workdir = pathlib.Path(workdir)
-  build.check_fields(config)
+  fields.check_fields(config)
   config_lib.check_workdir(workdir, config)
   parts = build.build(config, workdir, build.start_devices(config))
   # Claimed by a config that is known to work.
@@ -178,19 +181,13 @@ def loop(
         decks = {}
       else:
         state = with_reference(regime, state, standing)
-        problems, proposed = propose(config, parts, questions, iteration)
-        searched = regime.solver(state.average_params, search_key, problems)
-        verdicts = [parts.evaluator.judge(one) for one in searched]
-        scored = scoring.score(
-          parts.task,
-          searched,
-          verdicts,
-          iteration,
-          relabels=regime.relabels,
+        searched, verdicts, values = search(
+          config, parts, regime, state, questions, search_key, iteration
         )
-        values = search_metrics(parts, searched, scored) | proposed
-        values |= health.search_metrics(searched, verdicts)
-        values |= learn_questions(questions, searched, verdicts)
+        scored = scoring.score(
+          parts.task, searched, verdicts, iteration, relabels=regime.relabels
+        )
+        values |= search_metrics(parts, searched, scored)
         experience.add(scored)
         writer.samples(iteration, searched, scored)
         decks, moving, numbers = regime.fresh_rows.decks(
@@ -268,7 +265,7 @@ def restore(config: Any, parts: Parts, writer: "RunWriter") -> Progress:
     params,
     parts.optimizer,
     parts.mesh,
-    has_reference=build.has_reference(config),
+    has_reference=regime_parts.has_reference(config),
   )
   step = writer.checkpoints.latest()
   if step is None:
@@ -299,35 +296,38 @@ def restore(config: Any, parts: Parts, writer: "RunWriter") -> Progress:
   )
 
 
-def propose(
+def search(
   config: Any,
   parts: Parts,
+  regime: Regime,
+  state: update.TrainState,
   questions: QuestionGenerator | None,
+  key: jax.Array,
   iteration: int,
-) -> tuple[list[Problem], dict[str, float]]:
-  """New training problems to search, and numbers about the choice."""
-  rng = stream(config, iteration, PROBLEMS)
-  count = config.search.num_problems
-  if questions is None:
-    return parts.task.sample_problems(rng, count), {}
-  problems, report = questions.propose(rng, count)
-  return problems, {f"questions/{name}": v for name, v in report.items()}
+) -> tuple[list[Searched], list[list[Verdict]], dict[str, float]]:
+  """Searches new training problems with the present policy and judges.
 
+  What chooses the problems, if anything does, learns how often each was solved.
 
-def learn_questions(
-  questions: QuestionGenerator | None,
-  searched: Sequence[Searched],
-  verdicts: Sequence[Sequence[Verdict]],
-) -> dict[str, float]:
-  """Tells what chooses problems how often each was solved; its numbers."""
+  Returns:
+    The searches, the verdicts on the solutions of each, and numbers.
+  """
+  rng, count = stream(config, iteration, PROBLEMS), config.search.num_problems
+  chosen: dict[str, float] = {}
   if questions is None:
-    return {}
-  rates = [
-    float(np.mean([v.is_correct for v in judged])) if judged else 0.0
-    for judged in verdicts
-  ]
-  numbers = questions.learn([one.problem for one in searched], rates)
-  return {f"questions/{name}": value for name, value in numbers.items()}
+    problems = parts.task.sample_problems(rng, count)
+  else:
+    problems, chosen = questions.propose(rng, count)
+  searched = regime.solver(state.average_params, key, problems)
+  verdicts = [parts.evaluator.judge(one) for one in searched]
+  if questions is not None:
+    rates = [
+      float(np.mean([v.is_correct for v in judged])) if judged else 0.0
+      for judged in verdicts
+    ]
+    chosen |= questions.learn(problems, rates)
+  values = {f"questions/{name}": value for name, value in chosen.items()}
+  return searched, verdicts, values | health.search_metrics(searched, verdicts)
 
 
 def first_params(config: Any, parts: Parts) -> Any:

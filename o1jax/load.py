@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 import o1jax
-from o1jax import build
+from o1jax import build, regime_parts
 from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 from o1jax.checkpoint import Checkpoints
@@ -78,7 +78,7 @@ def from_workdir(
     )
     params = policy.network.init(jax.random.key(config.seed))
     target = update.make_state(
-      params, optimizer, mesh, has_reference=build.has_reference(config)
+      params, optimizer, mesh, has_reference=regime_parts.has_reference(config)
     )
     state = checkpoints.restore(iteration, target).state
   params = mesh_lib.replicate(state.average_params, mesh)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from o1jax import build, jsonl
+from o1jax import build, fields, jsonl, regime_parts
 from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 from o1jax.rows import demonstration
@@ -39,7 +39,7 @@ def test_every_config_can_be_run(path, arg, tmp_path):
   # Texts and problems are most of the time.
   fewer = ["tokenizer.num_texts=500", "evaluation.num_problems=16"]
   config = config_lib.load_config(f"{path}:{arg or ''}", fewer)
-  build.check_fields(config)
+  fields.check_fields(config)
   parts = build.build(config, tmp_path, mesh_lib.make_mesh({"data": 2}))
   assert len(parts.heldout) == config.evaluation.num_problems
   params = jax.eval_shape(parts.policy.network.init, jax.random.key(0))
@@ -105,14 +105,14 @@ def test_fields_of_a_file_are_checked(name, value, message):
   if value is not None:
     group[field] = value
   with pytest.raises(config_lib.UserError) as raised:
-    build.check_fields(config)
+    fields.check_fields(config)
   assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_run_of_no_iterations_is_refused():
   config = tiny_config("num_iterations=0", "initialize.num_iterations=0")
   with pytest.raises(config_lib.UserError, match="nothing to do"):
-    build.check_fields(config)
+    fields.check_fields(config)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_rows_that_do_not_fit_are_refused_with_the_field_to_raise(tmp_path):
   assert "lengths.row_tokens=56 is too short for rows" in str(raised.value)
   assert "\n" not in str(raised.value)
   long = tiny_config(*REFLECTING, *short, "lengths.row_tokens=200")
-  build.check_fields(long)
+  fields.check_fields(long)
   assert build.build(long, tmp_path, mesh).initialize_rows
 
 
@@ -235,7 +235,7 @@ def regimes(*changes, names="('first','rl')", **fields):
 def refusal(config, workdir):
   """The one line with which a config is refused, by its fields or parts."""
   with pytest.raises(config_lib.UserError) as raised:
-    build.check_fields(config)
+    fields.check_fields(config)
     build.build(config, workdir, mesh_lib.make_mesh({"data": 2}))
   assert "\n" not in str(raised.value)
   return str(raised.value)
@@ -302,7 +302,7 @@ def test_regimes_have_parts_of_their_own(tmp_path):
     "learn.rows.policy_gradient=8",
     "learn.policy_gradient.entropy_coefficient=0.1",
   )
-  build.check_fields(config)
+  fields.check_fields(config)
   parts = build.build(config, tmp_path, mesh_lib.make_mesh({"data": 2}))
   first, rl = (parts.regimes[name] for name in ("first", "rl"))
   assert parts.first is first and list(parts.regimes) == ["first", "rl"]
@@ -310,13 +310,15 @@ def test_regimes_have_parts_of_their_own(tmp_path):
   assert rl.solver.strategy.name == "best_of_n"
   assert not first.fresh_rows and rl.fresh_rows
   assert first.update_fn is not rl.update_fn
-  assert build.has_reference(config) and not build.has_reference(tiny_config())
+  assert regime_parts.has_reference(config) and not regime_parts.has_reference(
+    tiny_config()
+  )
   # Those that learn by one rule share its program.
   config = regimes("search.strategy=best_of_n")
   parts = build.build(config, tmp_path, mesh_lib.make_mesh({"data": 2}))
   first, rl = (parts.regimes[name] for name in ("first", "rl"))
   assert first.update_fn is rl.update_fn
-  assert not build.has_reference(config)
+  assert not regime_parts.has_reference(config)
 
 
 def test_the_tokenizer_sees_the_marks_of_every_regime(tmp_path):

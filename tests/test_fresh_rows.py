@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from o1jax import build, fresh_rows, rollouts, scoring
+from o1jax import fields, fresh_rows, rollouts, scoring
 from o1jax import mesh as mesh_lib
 from o1jax.experience import Experience
 from o1jax.fresh_rows import FreshRows
@@ -413,9 +413,9 @@ def test_a_length_penalty_needs_room():
 
 
 def test_the_options_are_fields_of_a_config():
-  for group, (function, _) in build.GROUPS.items():
+  for group, (function, _) in fields.GROUPS.items():
     if function in (Advantages, Pairs, PolicyGradient):
-      assert dataclasses.is_dataclass(function) and group in build.EMPTY_GROUPS
+      assert dataclasses.is_dataclass(function) and group in fields.EMPTY_GROUPS
 
 
 def test_trees_become_chains_of_thought_that_end_right():

@@ -27,6 +27,7 @@ FLOORS = (
   "combinations searched linearize answering feedback judging solver "
   "allocation "
   "evaluation report tree_drawing scoring rollouts text_rows rows fresh_rows "
+  "fields regime_parts "
   "thinking build "
   "load studies regimes question_generator health",
   "iterate",

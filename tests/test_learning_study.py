@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from o1jax import build, load
+from o1jax import load, regime_parts
 from o1jax import mesh as mesh_lib
 from o1jax.learning.optimizer import make_optimizer
 from o1jax.studies import learning
@@ -42,7 +42,7 @@ def context():
 def test_every_method_is_a_config_that_builds(context, method):
   trained = context.trained
   config = learning.method_config(context, CELL, method)
-  regimes = build.make_regimes(
+  regimes = regime_parts.make_regimes(
     {method: config},
     trained.task,
     trained.policy,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from o1jax import build
+from o1jax import regime_parts
 from o1jax.corpora import Dialog, Source, Texts
 from o1jax.encoding import Lengths
 from o1jax.learning import update
@@ -124,7 +124,7 @@ def test_a_packed_gradient_is_that_of_the_documents_apart():
   lengths = np.array([len(ids) for ids, _ in members], np.int32)
   apart = LearnerBatch(tokens, lengths, weights, nothing, nothing)
   objective = Objective()
-  log_probs_fn = build.log_probs_of(policy, objective)
+  log_probs_fn = regime_parts.log_probs_of(policy, objective)
   gradient = update.make_gradient(log_probs_fn, objective=objective)
 
   def of(batch):

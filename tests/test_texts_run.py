@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from o1jax import build, iterate, metrics
+from o1jax import build, fields, iterate, metrics
 from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 from o1jax.rows import RowMaker, check_mix, group_sizes
@@ -51,7 +51,7 @@ def config_of(folder, *changed, reflection_tokens=64):
 
 
 def build_of(config, workdir):
-  build.check_fields(config)
+  fields.check_fields(config)
   return build.build(config, workdir, mesh_lib.make_mesh({"data": 2}))
 
 

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from o1jax import build, drawing, rollouts, scoring
 from o1jax import config as config_lib
+from o1jax import drawing, fields, regime_parts, rollouts, scoring
 from o1jax.experience import Experience
 from o1jax.learning import update
 from o1jax.learning.optimizer import make_optimizer
@@ -137,7 +137,7 @@ def method_config(context: Context, cell: Cell, method: str) -> Any:
   config = context.trained.config.copy_and_resolve_references()
   with config.unlocked():
     _empty(config.learn.rows)
-    for parent, _, name in (n.partition(".") for n in build.EMPTY_GROUPS):
+    for parent, _, name in (n.partition(".") for n in fields.EMPTY_GROUPS):
       if parent == "learn":
         _empty(config.learn[name])
     config.search.rule = "puct"
@@ -211,7 +211,7 @@ class _Run:
     )
     self._state: update.TrainState | None = None
     self._regime = self._maker = None
-    self._regimes: dict[str, build.Regime] = {}
+    self._regimes: dict[str, regime_parts.Regime] = {}
     self._greedy = Solver(
       trained.policy,
       strategy="greedy",
@@ -220,13 +220,13 @@ class _Run:
       batch_size=context.batch_size,
     )
 
-  def _regime_of(self, method: str) -> build.Regime:
+  def _regime_of(self, method: str) -> regime_parts.Regime:
     trained = self._context.trained
     if method not in self._regimes:
       rate, _ = METHODS[method]
       optimizer = make_optimizer(learning_rate=rate, warmup_updates=10)
       config = method_config(self._context, self._cell, method)
-      self._regimes |= build.make_regimes(
+      self._regimes |= regime_parts.make_regimes(
         {method: config}, trained.task, trained.policy, optimizer, trained.mesh
       )
       params = trained.params
@@ -282,7 +282,7 @@ class _Run:
     # Of the policy alone: all methods fit the value alike.
     objective = dataclasses.replace(regime.objective, value_coefficient=0.0)
     gradient = update.make_gradient(
-      build.log_probs_of(trained.policy, objective),
+      regime_parts.log_probs_of(trained.policy, objective),
       objective=objective,
       mesh=trained.mesh,
     )
