@@ -61,9 +61,9 @@ _GRADIENT = ("learn.rows.policy_gradient={rows}",)
 
 # A method -> its learning rate and the fields of a config that make it.
 METHODS: Mapping[str, tuple[float, tuple[str, ...]]] = {
-  "cloning": (1e-3, ("learn.rows.expert={rows}",)),
+  "cloning": (1e-4, ("learn.rows.expert={rows}",)),
   "alphazero": (
-    1e-3,
+    1e-4,
     (
       "learn.rows.search={rows}",
       "search.strategy=mcts",
@@ -73,7 +73,7 @@ METHODS: Mapping[str, tuple[float, tuple[str, ...]]] = {
     ),
   ),
   "reinforce": (
-    3e-4,
+    1e-4,
     (
       *_GRADIENT,
       "learn.policy_gradient.loss=reinforce",
@@ -81,9 +81,9 @@ METHODS: Mapping[str, tuple[float, tuple[str, ...]]] = {
       "learn.policy_gradient.max_weight=2.0",
     ),
   ),
-  "ppo": (3e-4, (*_GRADIENT, "learn.policy_gradient.loss=ppo")),
+  "ppo": (1e-4, (*_GRADIENT, "learn.policy_gradient.loss=ppo")),
   "ppo_critic": (
-    3e-4,
+    1e-4,
     (
       *_GRADIENT,
       "learn.policy_gradient.loss=ppo",
@@ -92,7 +92,7 @@ METHODS: Mapping[str, tuple[float, tuple[str, ...]]] = {
     ),
   ),
   "dpo": (
-    3e-4,
+    1e-5,
     ("learn.rows.pairs={pairs}", "learn.reference=start"),
   ),
 }
