@@ -108,7 +108,7 @@ def test_a_packed_gradient_is_that_of_the_documents_apart():
   assert not np.asarray(at_ends).any()
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   for a, b in zip(jax.tree.leaves(packed), jax.tree.leaves(apart), strict=True):
-    np.testing.assert_allclose(a, b, atol=2e-5)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(
