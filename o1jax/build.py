@@ -79,11 +79,6 @@ class Parts:
   experience: Experience
   heldout: Sequence[Problem]
 
-  @property
-  def first(self) -> Regime:
-    """The regime that the run begins with."""
-    return self.regimes[self.schedule.names[0]]
-
 
 def start_devices(config: Any) -> Mesh:
   """Splits the CPU as the config says and arranges the mesh.

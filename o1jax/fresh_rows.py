@@ -258,11 +258,12 @@ def check(
     )
   if not mix.get("policy_gradient"):
     return None
-  if objective.policy_gradient.kl_coefficient and reference == "none":
+  options = objective.policy_gradient
+  if options.kl_coefficient and reference == "none":
     raise ValueError(
-      f"learn.policy_gradient.kl_coefficient="
-      f"{objective.policy_gradient.kl_coefficient} with learn.reference='none':"
-      " set it to 'start' or 'iteration', or the coefficient to 0"
+      f"learn.policy_gradient.kl_coefficient={options.kl_coefficient} with "
+      "learn.reference='none': set it to 'start' or 'iteration', or the "
+      "coefficient to 0"
     )
   if advantages.reward == "vbon" and reference != "iteration":
     raise ValueError(
@@ -270,7 +271,6 @@ def check(
       "quantiles are taken among draws of the reference, which are this "
       "iteration's; set learn.reference to 'iteration'"
     )
-  options = objective.policy_gradient
   if advantages.estimator == "vtrace" and (
     options.loss != "reinforce" or options.importance != "none"
   ):
@@ -300,8 +300,7 @@ def check(
     temperature=search["temperature"],
     options=search["options"],
   )
-  learned_by = objective.policy_gradient
-  is_plain = learned_by.loss == "reinforce" and learned_by.importance == "none"
+  is_plain = options.loss == "reinforce" and options.importance == "none"
   if is_plain and search["temperature"] != 1 and advantages.estimator == "gae":
     raise ValueError(
       f"learn.policy_gradient.importance='none' with search.temperature="

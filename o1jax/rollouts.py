@@ -138,10 +138,6 @@ class Advantages:
           "or take that baseline"
         )
 
-  def reads_value(self) -> bool:
-    """Whether any advantage depends on the value head."""
-    return self.baseline == "value" or self.truncated == "bootstrap"
-
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:

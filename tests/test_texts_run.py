@@ -89,7 +89,7 @@ def test_rows_of_texts_mix_with_others_in_both_phases(folder, tmp_path):
   }
   for maker, counts in (
     (parts.initialize_rows, (16, 4, 8)),
-    (parts.first.learn_rows, (64, 2, 2)),
+    (parts.regimes["learn"].learn_rows, (64, 2, 2)),
   ):
     assert isinstance(maker, RowMaker)
     rng = np.random.default_rng(0)
