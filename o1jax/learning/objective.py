@@ -114,11 +114,14 @@ class PolicyGradient:
         f"max_weight={self.max_weight} is not read with importance='none': set "
         "it to 0, or importance to 'token' or 'sequence'"
       )
-    if self.loss == "reinforce" and self.dual_clip:
-      raise ValueError(
-        f"dual_clip={self.dual_clip} is not read by loss='reinforce': set it "
-        "to 0, or loss to 'ppo'"
-      )
+    for name in ("clip_low", "clip_high", "dual_clip"):
+      # The class holds the default, which says nothing.
+      given, default = getattr(self, name), getattr(PolicyGradient, name)
+      if self.loss == "reinforce" and given != default:
+        raise ValueError(
+          f"{name}={given} is not read by loss='reinforce': set it to "
+          f"{default:g}, or loss to 'ppo'"
+        )
     if self.kl_coefficient and self.kl_estimator == "k1":
       raise ValueError(
         "kl_estimator='k1' has no expected gradient as a term of the loss: "

@@ -413,6 +413,11 @@ def test_groups_of_a_kind_share_their_denominators():
     ),
     (
       PolicyGradient,
+      dict(loss="reinforce", clip_high=0.3),
+      "clip_high=0.3 is not read by loss='reinforce': set it to 0.2, or loss",
+    ),
+    (
+      PolicyGradient,
       dict(kl_coefficient=0.1, kl_estimator="k1"),
       "take k2 or k3, or set kl_coefficient to 0",
     ),
