@@ -8,7 +8,9 @@ Kinds of rows of a mix (`rows`) that need more than the experience keeps:
   pairs            a preferred and a dispreferred solution, or step
 
 What they need of the trainer, its values and the reference's log-probs, is
-computed once, before the iteration's first update.
+computed once, before the iteration's first update. Draws whose values nothing
+reads keep the search's log-probs; the trainer then looks at a few of them, to
+see that searching and learning agree.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,6 +33,8 @@ from o1jax.types import Problem, ScoredSolution, Verdict
 
 # Wrong solutions told in a chain of thought that is made of a tree.
 MAX_DEAD_ENDS = 3
+# Draws that the trainer itself looks at where nothing reads its values.
+NUM_COMPARED = 4
 REFERENCES = ("none", "start", "iteration")
 # Baselines and rewards that compare the draws of a problem.
 OF_GROUPS = ("group", "group_std", "leave_one_out", "vbon")
@@ -49,8 +53,11 @@ class FreshRows:
     reference: str,
     advantages: Advantages,
     pairs: Pairs,
+    max_value_change: float = 0.0,
   ):
     """Takes options that `check` accepts; `score_fn` is from `make_score`.
+
+    `max_value_change` is that of `PolicyGradient`; above 0 it reads values.
 
     Raises:
       ValueError: the length penalty has no lengths between its ends.
@@ -69,6 +76,11 @@ class FreshRows:
     self._score_fn = score_fn
     self._advantages = advantages
     self._pairs = pairs
+    self._reads_values = (
+      advantages.baseline == "value"
+      or advantages.truncated == "bootstrap"
+      or max_value_change > 0
+    )
 
   def __bool__(self) -> bool:
     """Whether the mix has any such rows."""
@@ -121,7 +133,12 @@ class FreshRows:
       pad_id=self._policy.tokenizer.pad_id,
     )
     rows = draws.tokens, draws.lengths
-    log_probs, values = self._score(state.average_params, *rows)
+    count = len(draws.tokens) if self._reads_values else NUM_COMPARED
+    log_probs = draws.policy_log_probs.copy()
+    values = np.zeros_like(log_probs)
+    log_probs[:count], values[:count] = self._score(
+      state.average_params, *(array[:count] for array in rows)
+    )
     reference = log_probs
     # Another regime of the run may keep one that this regime does not.
     if self._reference != "none":

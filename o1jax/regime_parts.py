@@ -198,6 +198,7 @@ def make_regimes(
         reference=learn.reference,
         advantages=advantages,
         pairs=Pairs(**learn.pairs),
+        max_value_change=objective.policy_gradient.max_value_change,
       ),
       objective=objective,
       update_fn=update_of(

@@ -43,7 +43,7 @@ TRUNCATED = ("mask", "bootstrap", "wrong")
 NORMALIZATIONS = ("tokens", "rows")
 LEVELS = ("solution", "step")
 
-# Rows of one call of the scoring program.
+# Rows of one call of the scoring program, at most.
 SCORE_ROWS = 256
 
 ScoreFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -294,13 +294,15 @@ def score_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Log-probs and values `[N, T]` of any number of rows.
 
-  Rows go through one program of `SCORE_ROWS` rows.
+  Rows go through one program of `SCORE_ROWS` rows, or of the next power of two
+  where there are fewer.
   """
   count = len(tokens)
+  size = min(SCORE_ROWS, 1 << max(count - 1, 0).bit_length())
   results = []
-  for first in range(0, count, SCORE_ROWS):
-    part = slice(first, first + SCORE_ROWS)
-    missing = SCORE_ROWS - len(tokens[part])
+  for first in range(0, count, size):
+    part = slice(first, first + size)
+    missing = size - len(tokens[part])
     padded = np.pad(tokens[part], ((0, missing), (0, 0)))
     results.append(
       score_fn(params, padded, np.pad(lengths[part], (0, missing)))
@@ -327,8 +329,10 @@ def policy_gradient_rows(
     draws: from `collect`.
     options: how outcomes become advantages.
     moving: baseline of earlier iterations; read and moved by "moving".
-    values: `[N, T]` of the trainer, before it learns from them.
-    log_probs: `[N, T]` the same, log-probs of the tokens that follow.
+    values: `[N, T]` of the trainer, before it learns from them; 0 where nothing
+      reads them.
+    log_probs: `[N, T]` the same, log-probs of the tokens that follow; those of
+      the draws where nothing reads them.
     reference_log_probs: `[N, T]` under the reference.
     max_tokens: length of a solution at which the whole length penalty is due.
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from o1jax import fields, fresh_rows, rollouts, scoring
+from o1jax import fields, fresh_rows, scoring
 from o1jax import mesh as mesh_lib
 from o1jax.experience import Experience
 from o1jax.fresh_rows import FreshRows
@@ -21,12 +21,6 @@ from o1jax.solver import Solver
 from policies import ToyTask, tiny_params, tiny_policy
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
-
-
-@pytest.fixture(autouse=True)
-def small_calls(monkeypatch):
-  """Few rows are scored here: most of a call would be padding."""
-  monkeypatch.setattr(rollouts, "SCORE_ROWS", 16)
 
 
 TASK = ToyTask(num_numbers=3, min_number=1, max_number=9)
@@ -94,7 +88,9 @@ def make_state():
   return state.replace(reference_params=other_params(), params=other_params())
 
 
-def make_fresh(mix, *, reference="none", advantages=None, pairs=None):
+def make_fresh(
+  mix, *, reference="none", advantages=None, pairs=None, max_value_change=0.0
+):
   return FreshRows(
     tiny_policy(),
     TASK,
@@ -103,15 +99,15 @@ def make_fresh(mix, *, reference="none", advantages=None, pairs=None):
     reference=reference,
     advantages=advantages or Advantages(),
     pairs=pairs or Pairs(),
+    max_value_change=max_value_change,
   )
 
 
-def decks_of(kind, strategy, *, reference="start", advantages=None, pairs=None):
+def decks_of(kind, strategy, *, reference="start", **options):
   fresh = make_fresh(
     {"search": 4, "best": 0} | {kind: 4},
     reference=reference,
-    advantages=advantages,
-    pairs=pairs,
+    **options,
   )
   assert fresh
   searched, verdicts, experience = search(strategy)
@@ -169,11 +165,41 @@ def test_every_draw_is_a_row_with_its_advantage(reference):
   assert 0 < numbers["learn/log_prob_gap"] < 1e-4
   params = tiny_params() if reference == "none" else other_params()
   expected, _ = log_probs_fn(params, rows.tokens, rows.lengths)
-  np.testing.assert_allclose(rows.reference_log_probs, expected, atol=1e-4)
-  _, logits = log_probs_fn(tiny_params(), rows.tokens, rows.lengths)
+  is_learned = rows.policy_weights > 0
   np.testing.assert_allclose(
-    rows.behavior_values, jax.nn.sigmoid(logits), atol=1e-4
+    rows.reference_log_probs[is_learned], expected[is_learned], atol=1e-4
   )
+
+
+@pytest.mark.parametrize(
+  "advantages, max_value_change, num_read",
+  [
+    (Advantages(skips_flat=False), 0.0, fresh_rows.NUM_COMPARED),
+    (Advantages(skips_flat=False), 0.2, None),
+    (Advantages(skips_flat=False, truncated="bootstrap"), 0.0, None),
+    (Advantages(skips_flat=False, baseline="value"), 0.0, None),
+  ],
+)
+def test_the_trainer_looks_at_all_draws_where_its_values_are_read(
+  advantages, max_value_change, num_read
+):
+  deck, numbers = decks_of(
+    "policy_gradient",
+    "best_of_n",
+    reference="none",
+    advantages=advantages,
+    max_value_change=max_value_change,
+  )
+  rows = deck.rows
+  _, logits = log_probs_fn(tiny_params(), rows.tokens, rows.lengths)
+  if num_read is None:
+    np.testing.assert_allclose(
+      rows.behavior_values, jax.nn.sigmoid(logits), atol=1e-4
+    )
+  else:
+    num_seen = int(rows.behavior_values.any(axis=1).sum())
+    assert num_seen <= num_read < numbers["learn/draws"]
+  assert 0 < numbers["learn/log_prob_gap"] < 1e-4
 
 
 def test_the_first_update_finds_ratios_of_one():

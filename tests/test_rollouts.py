@@ -670,8 +670,8 @@ def test_the_best_of_a_problem_is_finished_and_the_first_of_its_equals():
   ]
 
 
-def test_rows_are_scored_by_one_program(monkeypatch):
-  monkeypatch.setattr(rollouts, "SCORE_ROWS", 4)
+def test_rows_are_scored_by_one_program_and_few_by_a_smaller_one(monkeypatch):
+  monkeypatch.setattr(rollouts, "SCORE_ROWS", 8)
   shapes = set()
 
   def score_fn(params, tokens, lengths):
@@ -679,13 +679,14 @@ def test_rows_are_scored_by_one_program(monkeypatch):
     return params * tokens, tokens + lengths[:, None]
 
   rng = np.random.default_rng(0)
-  for count in (0, 1, 4, 9):
+  for count, size in ((0, None), (1, 1), (3, 4), (4, 4), (5, 8), (17, 8)):
+    shapes.clear()
     tokens = rng.integers(0, 9, (count, 3))
     lengths = rng.integers(0, 4, count)
     log_probs, values = rollouts.score_rows(score_fn, 2, tokens, lengths)
     np.testing.assert_array_equal(log_probs, 2 * tokens)
     np.testing.assert_array_equal(values, tokens + lengths[:, None])
-  assert shapes == {(4, 3)}
+    assert shapes == ({(size, 3)} if size else set())
 
 
 def test_the_moving_baseline_survives_a_file_to_the_bit():
