@@ -1,6 +1,6 @@
 """Studies by name. A new one is a module here with a `STUDY`."""
 
-from o1jax.studies import guidance, learning, legal_play, search
+from o1jax.studies import behaviors, guidance, learning, legal_play, search
 from o1jax.studies.study import Study
 
 STUDIES: dict[str, Study] = {
@@ -10,5 +10,6 @@ STUDIES: dict[str, Study] = {
     guidance.STUDY,
     legal_play.STUDY,
     learning.STUDY,
+    behaviors.STUDY,
   )
 }

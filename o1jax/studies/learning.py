@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from o1jax import config as config_lib
-from o1jax import drawing, fields, regime_parts, rollouts, scoring
+from o1jax import drawing, regime_parts, rollouts, scoring
 from o1jax.experience import Experience
 from o1jax.learning import update
 from o1jax.learning.optimizer import make_optimizer
 from o1jax.solver import Solver
+from o1jax.studies import learner
 from o1jax.studies.context import Context
 from o1jax.studies.study import (
   Cell,
@@ -42,7 +42,6 @@ from o1jax.studies.study import (
 )
 
 NUM_ROUNDS = 2
-UPDATES_PER_CALL = 10
 # Batches whose gradients are compared.
 NUM_GRADIENTS = 24
 
@@ -55,7 +54,7 @@ _SHARED = (
   "search.num_simulations=1",
   "learn.value_coefficient=0.25",
   "learn.average_decay=0.9",
-  f"learn.updates_per_call={UPDATES_PER_CALL}",
+  f"learn.updates_per_call={learner.UPDATES_PER_CALL}",
 )
 _GRADIENT = ("learn.rows.policy_gradient={rows}",)
 
@@ -134,32 +133,17 @@ def method_config(context: Context, cell: Cell, method: str) -> Any:
   Raises:
     ValueError: the config is of a version without a field.
   """
-  config = context.trained.config.copy_and_resolve_references()
-  with config.unlocked():
-    _empty(config.learn.rows)
-    for parent, _, name in (n.partition(".") for n in fields.EMPTY_GROUPS):
-      if parent == "learn":
-        _empty(config.learn[name])
-    config.search.rule = "puct"
-    for name in ("rule_options", "options", "cache"):
-      _empty(config.search[name])
   _, changes = METHODS[method]
   num_draws, num_rows = cell["num_draws"], cell["num_rows"]
   numbers = {"draws": num_draws, "rows": num_rows, "pairs": num_rows // 2}
   changes = [change.format(**numbers) for change in (*_SHARED, *changes)]
-  config_lib.apply_overrides(config.lock(), changes)
+  config = learner.changed_config(context.trained.config, changes)
   if method == "alphazero":
     tokens = context.tokens_per_solution(num_draws) * num_draws
     options = {"max_tokens": round(tokens)}
     with config.unlocked():
       config.search.options.update(options)
   return config
-
-
-def _empty(group: Any) -> None:
-  """Takes every field out of a group of a config."""
-  for name in list(group):
-    del group[name]
 
 
 def measure(context: Context, cell: Cell) -> dict[str, Any]:
@@ -272,7 +256,7 @@ class _Run:
 
   def _batches(self):
     batches, _ = self._regime.learn_rows.batches(
-      self._rng, self._experience, UPDATES_PER_CALL, self._decks
+      self._rng, self._experience, learner.UPDATES_PER_CALL, self._decks
     )
     return batches
 
@@ -289,7 +273,7 @@ class _Run:
     found = []
     while len(found) < NUM_GRADIENTS:
       batches = self._batches()
-      for i in range(UPDATES_PER_CALL):
+      for i in range(learner.UPDATES_PER_CALL):
         batch = jax.tree.map(lambda x, i=i: x[i], batches)
         found.append(np.asarray(gradient(self._state.params, batch)))
     found = np.array(found[:NUM_GRADIENTS], np.float64)
@@ -323,12 +307,9 @@ class _Run:
   def learn(self, num_updates: int) -> float:
     """Makes updates; returns the seconds."""
     start = time.monotonic()
-    for _ in range(num_updates // UPDATES_PER_CALL):
-      self._state, numbers = self._regime.update_fn(
-        self._state, self._batches()
-      )
-    finite = jax.device_get(numbers["is_finite"])
-    assert np.all(finite == 1), "a gradient was not finite"
+    self._state = learner.learn(
+      self._regime.update_fn, self._state, self._batches, num_updates
+    )
     return time.monotonic() - start
 
   def greedy(self) -> list[float]:
