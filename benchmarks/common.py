@@ -1,9 +1,9 @@
 """What the benchmarks share: shapes, clock, taking turns, lines and tables.
 
-Everything that is compared runs in one process and takes turns, A B C A B C, so
-that a busy machine hits all alike. A figure is the median over the rounds; a
-ratio is the median of the ratios round by round, and says how many times
-longer the peer takes than ours.
+Everything that is compared takes turns, A B C A B C, so that a busy machine
+hits all alike; it runs in one process, but for the peers of `on_policy.py`. A
+figure is the median over the rounds; a ratio is the median of the ratios round
+by round, and says how many times longer the peer takes than ours.
 
 Two clocks. `--clock=cpu` (the default) pins the process to one core, gives
 every library one thread and counts CPU seconds: such ratios hold on a busy

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from on_policy_peers import Numbers
 
 from o1jax.policy import TransformerConfig
 
@@ -30,18 +31,18 @@ def naive_jax(
   attention over the full length, one Gumbel number for every token of the
   vocabulary.
   """
-  params = _naive_params(config, jax.random.key(0))
+  params = naive_params(config, jax.random.key(0))
   calls = [0]
 
   def run():
     calls[0] += 1
     key = jax.random.key(calls[0])
-    jax.block_until_ready(_naive(config, params, prompts, key, num_new))
+    jax.block_until_ready(naive_tokens(config, params, prompts, key, num_new))
 
   return run
 
 
-def _naive_params(c, key):
+def naive_params(c, key):
   def draw(i, *shape):
     noise = jax.random.normal(jax.random.fold_in(key, i), shape)
     return noise * shape[-2] ** -0.5
@@ -60,7 +61,7 @@ def _naive_params(c, key):
   }
 
 
-def _norm(x):
+def norm(x):
   return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
 
 
@@ -73,7 +74,7 @@ def _rotate(x, position):
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def _block(c, x, layer, begin):
+def block(c, x, layer, begin):
   """One layer on x `[B, T, D]` from position `begin` on, and its caches."""
   p, k, v = layer
   batch, length, _ = x.shape
@@ -81,7 +82,7 @@ def _block(c, x, layer, begin):
   seen = jnp.arange(k.shape[1])[None] <= position[:, None]
   group = c.num_heads // c.num_kv_heads
   inner, kv = c.num_heads * c.head_width, c.num_kv_heads * c.head_width
-  q, new_k, new_v = jnp.split(_norm(x) @ p["qkv"], [inner, inner + kv], -1)
+  q, new_k, new_v = jnp.split(norm(x) @ p["qkv"], [inner, inner + kv], -1)
 
   def heads(y, n):
     return y.reshape(batch, length, n, c.head_width)
@@ -96,23 +97,23 @@ def _block(c, x, layer, begin):
   weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), -1)
   y = jnp.einsum("bjgqt,btje->bqjge", weights, v)
   x = x + y.reshape(batch, length, inner) @ p["out"]
-  gate, up = jnp.split(_norm(x) @ p["gate_up"], 2, -1)
+  gate, up = jnp.split(norm(x) @ p["gate_up"], 2, -1)
   return x + (jax.nn.silu(gate) * up) @ p["down"], (k, v)
 
 
 def _forward(c, params, tokens, begin, keys, values):
   """Tokens `[B, T]` from position `begin` on; caches `[L, B, total, J, E]`."""
 
-  def block(x, layer):
-    return _block(c, x, layer, begin)
+  def body(x, layer):
+    return block(c, x, layer, begin)
 
   x = params["embedding"][tokens]
-  x, (keys, values) = jax.lax.scan(block, x, (params["blocks"], keys, values))
-  return _norm(x[:, -1]) @ params["head"], keys, values
+  x, (keys, values) = jax.lax.scan(body, x, (params["blocks"], keys, values))
+  return norm(x[:, -1]) @ params["head"], keys, values
 
 
 @functools.partial(jax.jit, static_argnames=("c", "num_new"))
-def _naive(c, params, prompts, key, num_new):
+def naive_tokens(c, params, prompts, key, num_new):
   """Tokens `[num_new, B]`: the prompts at once, then one token at a time."""
   batch, width = prompts.shape
   room = (c.num_layers, batch, width + num_new, c.num_kv_heads, c.head_width)
@@ -194,31 +195,6 @@ def hf(
   return run
 
 
-class _Numbers:
-  """The tokenizer that tunix wants: a text is its tokens as numbers.
-
-  The end mark is outside the vocabulary, so that no row ends early.
-  """
-
-  def __init__(self, vocab_size: int):
-    self._end = vocab_size + 1
-
-  def encode(self, text: str, **_) -> list[int]:
-    return [int(number) for number in text.split()]
-
-  def decode(self, ids, **_) -> str:
-    return " ".join(str(int(i)) for i in ids)
-
-  def bos_id(self) -> int:
-    return 0
-
-  def eos_id(self) -> int:
-    return self._end
-
-  def pad_id(self) -> int:
-    return 0
-
-
 def tunix(
   config: TransformerConfig, prompts: jax.Array, num_new: int, one_core: bool
 ) -> Run:
@@ -242,7 +218,7 @@ def tunix(
   )
   sampler = tunix_sampler.Sampler(
     llama.Llama3(shape, rngs=nnx.Rngs(0)),
-    _Numbers(c.vocab_size),
+    Numbers(c.vocab_size),
     tunix_sampler.CacheConfig(
       cache_size=width + num_new,
       num_layers=c.num_layers,
@@ -288,7 +264,7 @@ def plain_trainer(
   """
   del one_core
   c = config
-  params = _naive_params(c, jax.random.key(0))
+  params = naive_params(c, jax.random.key(0))
   stack = params["blocks"]
   params["blocks"] = [
     jax.tree.map(lambda x, i=i: x[i], stack) for i in range(c.num_layers)
@@ -300,8 +276,8 @@ def plain_trainer(
     empty = jnp.zeros((batch, length, c.num_kv_heads, c.head_width))
     x = params["embedding"][tokens]
     for layer in params["blocks"]:
-      x, _ = _block(c, x, (layer, empty, empty), 0)
-    logits = _norm(x) @ params["head"]
+      x, _ = block(c, x, (layer, empty, empty), 0)
+    logits = norm(x) @ params["head"]
     return optax.softmax_cross_entropy_with_integer_labels(
       logits[:, :-1], tokens[:, 1:]
     ).mean()

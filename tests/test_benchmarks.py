@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ TINY = {
   "tree_search": "--size=tiny --trees=2 --expansions=2 --children=2 --depth=2"
   " --step=2 --prompt=3 --names=ours,mctx,host_tree",
   "search_bookkeeping": "--rules=puct --trees=2 --candidates=2 --simulations=3",
+  "on_policy": "--size=tiny --prompts=2 --group=2 --prompt=3 --new=4"
+  " --peers=plain_jax",
   "compile_times": "--sizes=tiny --programs=rows,update --prompts=2 --prompt=4"
   " --children=2 --new=3",
 }
@@ -36,6 +39,7 @@ def as_if_by_hand(monkeypatch):
   monkeypatch.syspath_prepend(str(FOLDER))
   cache = jax.config.jax_enable_compilation_cache
   jax.config.update("jax_disable_most_optimizations", True)
+  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # other processes
   with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
     yield
   jax.config.update("jax_disable_most_optimizations", False)
@@ -72,6 +76,16 @@ def test_a_ratio_is_the_median_over_rounds_for_one_amount():
   series = {"ours": [1.0, 2.0, 4.0], "peer": [3.0, 4.0, 40.0]}
   amounts = {"ours": 10.0, "peer": 5.0}
   assert common.ratio(series, "peer", "ours", amounts) == 6.0
+
+
+def test_a_python_without_the_peer_says_so(tmp_path):
+  python = tmp_path / "python"
+  # Without site packages.
+  python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')
+  python.chmod(0o755)
+  peer = importlib.import_module("on_policy").Peer
+  with pytest.raises(ImportError, match="No module named"):
+    peer("trl", str(python), {"clock": "wall"})
 
 
 def test_a_full_copy_per_node_searches_the_same_tree():
