@@ -1,6 +1,7 @@
 """The study of behaviours: its tables by hand, cells on a tiny policy."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -78,6 +79,10 @@ def test_a_cell_tunes_reinforces_and_reads(context, short_texts):
   assert 0.5 * 6000 < result["learned"] < 1.5 * 6000
   assert 40 <= result["sampled"] and result["seconds"] > 0
   assert len(result["right"]) == 1 and 0 < result["right"][0] < 1
+  # As it is kept.
+  plain = {name: np.asarray(value).tolist() for name, value in result.items()}
+  kept = json.loads(json.dumps(plain, allow_nan=False))
+  assert behaviors.make_table([Measured(CELL, kept)]).count("countdown") == 3
   jax.tree.map(
     np.testing.assert_array_equal,
     jax.device_get(context.trained.params),
@@ -143,13 +148,15 @@ def test_a_text_is_judged_by_its_answer_and_read_by_the_meter():
   problem = task.parse("3 7 2 = 13")
   answer = "3 * 2 = 6 (left: 7 6)\n7 + 6 = 13 (left: 13)"
   text = (
+    "7 - 3 = 4 (left: 2 4)\nanother way: 3 + 7\n"
     "3 + 7 = 10 (left: 2 10)\ncheck: 10 + 2 = 12, not 13\n"
     "instead try 3 * 2\ncheck: 10 - 2 = 8, not 13\n3 * 2 = 6 (left: 7 6)\n"
     f"<answer>\n{answer}\n</answer>"
   )
   read = behaviors._read(task, found(problem, text))
   assert read.correct and not read.cut and read.tokens == 9
-  # The second failed check is answered by a step.
+  # The second failed check is answered by a step; what follows a step is no
+  # answer to a check.
   assert (read.failed, read.answered) == (2, 1)
   assert sum(read.counts) >= 4
   assert not behaviors._read(task, found(problem, text, False)).correct

@@ -66,7 +66,12 @@ _ANSWERS = ("self_correction", "alternative_proposal")
 # By value, with the tokens of the chains.
 _SEARCHES = ("mcts", "best_of_n")
 
-_TUNING = {"learning_rate": 2e-3, "warmup_updates": 20, "schedule": "cosine"}
+_TUNING = {
+  "name": "muon",
+  "learning_rate": 4e-3,
+  "warmup_updates": 20,
+  "schedule": "cosine",
+}
 _REINFORCING = {"learning_rate": 1e-4, "warmup_updates": 10}
 # Fields of a config by which a policy learns from its own texts. Rows without
 # an advantage stay: where few are left, ten updates go over these many times.
@@ -102,7 +107,7 @@ def make_cells(context: Context, num_seeds: int) -> list[Cell]:
       "name": name,
       "seed": seed,
       "num_updates": 500,
-      "num_tokens": 3000,
+      "num_tokens": 5000,
       "num_rounds": 8,
       "num_round_updates": 10,
       "num_round_tokens": 24_000,
@@ -168,9 +173,9 @@ def measure(context: Context, cell: Cell) -> dict[str, Any]:
     a correction or another way follows) and `counts/TASK`, with one more axis
     for `behaviors.COUNTED`. Then `learned`, tokens tuned on; `text_tokens` of
     each of these texts, on average; `sampled`, tokens reinforced by; `right`,
-    the share of right draws in each round of that; `seconds` of both; and of
-    `linearized` for each other search `correct/SEARCH` and `tokens/SEARCH` a
-    problem.
+    the share of right draws in each round of that; `seconds` of both,
+    compilation among them; and of `linearized` for each other search
+    `correct/SEARCH` and `tokens/SEARCH` a problem.
   """
   run = _Run(context, cell)
   stages = [run.read()]
@@ -278,9 +283,9 @@ class _Run:
     """Clones texts of the policy's kind."""
     self._prepare()
     objective = Objective(value_coefficient=0.0)
-    optimizer = make_optimizer(
-      **_TUNING, total_updates=max(self._cell["num_updates"], 21)
-    )
+    # The decay has to begin behind the rise.
+    total = max(self._cell["num_updates"], _TUNING["warmup_updates"] + 1)
+    optimizer = make_optimizer(**_TUNING, total_updates=total)
     update_fn = update.make_updates(
       regime_parts.log_probs_of(self._own, objective),
       optimizer,
