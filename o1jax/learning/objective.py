@@ -57,7 +57,7 @@ class PolicyGradient:
       0 for no such bound.
     kl_coefficient: weight of the divergence from the reference as a term of the
       loss; 0 leaves it out.
-    kl_estimator: "k1", "k2" or "k3".
+    kl_estimator: "k2" or "k3"; see `ppo.kl_penalty`.
     entropy_coefficient: weight of the entropy bonus; 0 leaves it out.
     max_value_change: largest change of a value that may lower its loss, which
       is the squared error then; 0 for the cross entropy without a bound.
@@ -122,11 +122,6 @@ class PolicyGradient:
           f"{name}={given} is not read by loss='reinforce': set it to "
           f"{default:g}, or loss to 'ppo'"
         )
-    if self.kl_coefficient and self.kl_estimator == "k1":
-      raise ValueError(
-        "kl_estimator='k1' has no expected gradient as a term of the loss: "
-        "take k2 or k3, or set kl_coefficient to 0"
-      )
 
 
 @dataclasses.dataclass(frozen=True)

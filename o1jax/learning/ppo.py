@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-ESTIMATORS = ("k1", "k2", "k3")
+ESTIMATORS = ("k2", "k3")
 
 
 @struct.dataclass
@@ -161,22 +161,21 @@ def kl_penalty(
   """Estimates KL(policy | reference) from tokens that the policy drew.
 
     d  = log_probs - reference_log_probs
-    k1 = d                   unbiased, may be negative
     k2 = d^2 / 2             biased, small variance
     k3 = exp(-d) - 1 + d     unbiased, never negative
 
   Schulman, "Approximating KL divergence" (2020),
   http://joschu.net/blog/kl-approx.html. What is said of bias is said of the
   value. As a term of a loss only k2 has the gradient of the divergence; the
-  expected gradient of k1 is 0, that of k3 belongs to KL(reference | policy).
-  k1 belongs into the rewards.
+  expected gradient of k3 belongs to KL(reference | policy). His k1, which is d
+  itself, has an expected gradient of 0: it belongs into rewards, not here.
 
   Args:
     log_probs: `[...]` of the tokens under the policy.
     reference_log_probs: `[...]` the same under the reference; constants.
     mask: `[...]`, True (not 0) where a token counts; elsewhere the other arrays
       may hold anything, NaN included.
-    estimator: "k1", "k2" or "k3".
+    estimator: "k2" or "k3".
 
   Returns:
     `[...]` penalties, 0 where the mask is 0.
@@ -191,8 +190,6 @@ def kl_penalty(
   chex.assert_equal_shape([log_probs, reference_log_probs, mask])
   reference_log_probs = jax.lax.stop_gradient(reference_log_probs)
   difference = jnp.where(mask != 0, log_probs - reference_log_probs, 0)
-  if estimator == "k1":
-    return difference
   if estimator == "k2":
     return jnp.square(difference) / 2
   return jnp.expm1(-difference) + difference

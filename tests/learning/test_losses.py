@@ -95,9 +95,6 @@ CASES = {
   "PPO with dual clip": ratio_case(dual_clip=1.5),
   "value": value_case(None),
   "clipped value": value_case(0.3),
-  "k1": Case(
-    functools.partial(divergence, estimator="k1"), "log_probs", ("reference",)
-  ),
   "k2": Case(
     functools.partial(divergence, estimator="k2"), "log_probs", ("reference",)
   ),
