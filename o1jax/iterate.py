@@ -16,10 +16,11 @@ was killed and started again with the same command ends with the same bits.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,9 +50,7 @@ from o1jax.learning.baselines import MovingBaseline
 from o1jax.question_generator import QuestionGenerator
 from o1jax.regime_parts import Regime
 from o1jax.regimes import RegimeState
-from o1jax.rollouts import Deck
 from o1jax.rows import DEMONSTRATIONS as DEMONSTRATION_KINDS
-from o1jax.rows import RowMaker
 from o1jax.search.tree import ROOT
 from o1jax.searched import (
   Searched,
@@ -59,6 +58,9 @@ from o1jax.searched import (
 )
 from o1jax.tasks.task import Task
 from o1jax.types import ScoredSolution, Verdict
+
+# The rows of one call of the update, and how many were dropped.
+BatchesFn = Callable[[], tuple[Any, int]]
 
 # Streams of randomness within an iteration.
 PROBLEMS, ROWS, DEMONSTRATIONS = 0, 1, 2
@@ -125,8 +127,10 @@ def run(
     for regime in parts.regimes.values():
       stack.enter_context(contextlib.closing(regime.solver))
     with contextlib.closing(RunWriter(workdir, config)) as writer:
-      progress = restore(config, parts, writer)
-      state = loop(config, parts, writer, progress, profile)
+      # Held by the loop alone: what it replaces on the device is freed.
+      state = loop(
+        config, parts, writer, restore(config, parts, writer), profile
+      )
     # Also where the run was killed between its last save and the report.
     report.write_report(workdir)
   return state
@@ -142,7 +146,7 @@ class Progress:
     regime: where the run stands in its schedule.
     moving: baseline of the iterations before.
     questions: what chooses the problems, with what it has learned.
-    iteration: number of the next one.
+    iteration: number of the present one.
   """
 
   state: update.TrainState
@@ -160,68 +164,35 @@ def loop(
   progress: Progress,
   profile: bool,
 ) -> update.TrainState:
-  """The iterations that are left: search, score, learn, evaluate, save."""
+  """The iterations that are left; each learns, is evaluated and written."""
   _, loop_key = run_keys(config)
-  state, experience = progress.state, progress.experience
-  standing, moving, first = progress.regime, progress.moving, progress.iteration
-  questions, history = progress.questions, writer.last_rows(parts.limits)
   num_initial = config.initialize.num_iterations
-  last = num_initial + config.num_iterations
+  first, last = progress.iteration, num_initial + config.num_iterations
+  history = writer.last_rows(parts.limits)
   for iteration in metrics.progress(range(first, last), "run", last - first):
+    progress = dataclasses.replace(progress, iteration=iteration)
+    is_initial = iteration < num_initial
     with traced(writer.workdir, profile and iteration == first + 1):
       clock = metrics.Clock()
       key = jax.random.fold_in(loop_key, iteration)
       search_key, evaluation_key = jax.random.split(key)
-      rng = stream(config, iteration, ROWS)
-      regime = parts.regimes[parts.schedule.name(standing)]
-      is_initial = iteration < num_initial
       if is_initial:
-        values = demonstration_metrics(config, parts, iteration)
-        maker, count = parts.initialize_rows, config.initialize.num_updates
-        decks = {}
+        progress, values = initialize(config, parts, writer, progress)
       else:
-        state = with_reference(regime, state, standing)
-        searched, verdicts, values = search(
-          config, parts, regime, state, questions, search_key, iteration
+        progress = with_reference(parts, progress)
+        progress, values = search_and_learn(
+          config, parts, writer, progress, search_key, clock
         )
-        scored = scoring.score(
-          parts.task, searched, verdicts, iteration, relabels=regime.relabels
-        )
-        values |= search_metrics(parts, searched, scored)
-        experience.add(scored)
-        writer.samples(iteration, searched, scored)
-        decks, moving, numbers = regime.fresh_rows.decks(
-          state, searched, verdicts, experience, moving, rng, iteration
-        )
-        values |= numbers
-        values["search_seconds"] = clock.lap()
-        maker, count = regime.learn_rows, config.learn.num_updates
-      state, learned = learn(
-        config,
-        regime.update_fn,
-        state,
-        maker,
-        experience,
-        rng,
-        count,
-        decks,
-        writer.workdir / UNHEALTHY,
+      values["learn_seconds"] = clock.lap()
+      rows = evaluate(
+        config, parts, progress.state, evaluation_key, iteration, last
       )
-      learned["learn_seconds"] = clock.lap()
-      rows = evaluate(config, parts, state, evaluation_key, iteration, last)
-      values |= learned | flatten_rows(rows)
+      values |= flatten_rows(rows)
       values["evaluate_seconds"] = clock.lap()
     if not is_initial:
-      values["regime"] = standing.index
-      standing, reason = regimes.advance(
-        parts.schedule,
-        standing,
-        values["eval/greedy_accuracy"],
-        iteration=iteration,
-      )
-      if reason:
-        values["regime_change"] = reason
-        print(reason, flush=True)
+      accuracy = values["eval/greedy_accuracy"]
+      progress, change = advance(parts, progress, accuracy)
+      values |= change
     values["compile_seconds"] = clock.compilation()
     values["seconds"] = clock.total()
     phase = "initialize" if is_initial else "iteration"
@@ -231,20 +202,115 @@ def loop(
     if (
       iteration == last - 1 or (iteration + 1) % config.checkpoint.interval == 0
     ):
-      done = Progress(state, experience, standing, moving, questions, iteration)
-      writer.checkpoint(done, values)
-  return state
+      writer.checkpoint(progress, values)
+  return progress.state
 
 
-def with_reference(
-  regime: Regime, state: update.TrainState, standing: RegimeState
-) -> update.TrainState:
-  """The state with a new reference, where the regime asks for one now."""
-  kept = regime.config.learn.reference
-  is_due = kept == "iteration" or (
-    kept == "start" and not standing.num_iterations
+def initialize(
+  config: Any, parts: Parts, writer: "RunWriter", progress: Progress
+) -> tuple[Progress, dict[str, Any]]:
+  """Learns from demonstrations, by the objective of the first regime.
+
+  Returns:
+    What survives, and numbers.
+  """
+  values = demonstration_metrics(config, parts, progress.iteration)
+  progress, learned = learn(
+    progress,
+    present_regime(parts, progress).update_fn,
+    functools.partial(
+      parts.initialize_rows.batches,
+      stream(config, progress.iteration, ROWS),
+      progress.experience,
+      config.learn.updates_per_call,
+    ),
+    config.initialize.num_updates // config.learn.updates_per_call,
+    writer.workdir / UNHEALTHY,
   )
-  return update.with_reference(state) if is_due else state
+  return progress, values | learned
+
+
+def search_and_learn(
+  config: Any,
+  parts: Parts,
+  writer: "RunWriter",
+  progress: Progress,
+  key: jax.Array,
+  clock: metrics.Clock,
+) -> tuple[Progress, dict[str, Any]]:
+  """Searches, scores what was found, and learns, all by the present regime.
+
+  Returns:
+    What survives, and numbers; the time to the last update is left on the
+    clock.
+  """
+  iteration, experience = progress.iteration, progress.experience
+  regime = present_regime(parts, progress)
+  searched, verdicts, values = search(config, parts, progress, key)
+  scored = scoring.score(
+    parts.task, searched, verdicts, iteration, relabels=regime.relabels
+  )
+  values |= search_metrics(parts, searched, scored)
+  experience.add(scored)
+  writer.samples(iteration, searched, scored)
+  rng = stream(config, iteration, ROWS)
+  decks, moving, numbers = regime.fresh_rows.decks(
+    progress.state,
+    searched,
+    verdicts,
+    experience,
+    progress.moving,
+    rng,
+    iteration,
+  )
+  values |= numbers
+  values["search_seconds"] = clock.lap()
+  per_call = config.learn.updates_per_call
+  progress, learned = learn(
+    dataclasses.replace(progress, moving=moving),
+    regime.update_fn,
+    functools.partial(
+      regime.learn_rows.batches, rng, experience, per_call, decks
+    ),
+    config.learn.num_updates // per_call,
+    writer.workdir / UNHEALTHY,
+  )
+  return progress, values | learned
+
+
+def present_regime(parts: Parts, progress: Progress) -> Regime:
+  """The regime that the iteration searches and learns by."""
+  return parts.regimes[parts.schedule.name(progress.regime)]
+
+
+def with_reference(parts: Parts, progress: Progress) -> Progress:
+  """A new reference, where the regime asks for one now."""
+  kept = present_regime(parts, progress).config.learn.reference
+  is_due = kept == "iteration" or (
+    kept == "start" and not progress.regime.num_iterations
+  )
+  if not is_due:
+    return progress
+  state = update.with_reference(progress.state)
+  return dataclasses.replace(progress, state=state)
+
+
+def advance(
+  parts: Parts, progress: Progress, accuracy: float
+) -> tuple[Progress, dict[str, Any]]:
+  """Counts the iteration of its regime, and changes to the next where it ends.
+
+  Returns:
+    What survives, and for the log the regime and why it changed, if it did.
+  """
+  change: dict[str, Any] = {"regime": progress.regime.index}
+  standing, reason = regimes.advance(
+    parts.schedule, progress.regime, accuracy, iteration=progress.iteration
+  )
+  if reason:
+    change["regime_change"] = reason
+    print(reason, flush=True)
+  return dataclasses.replace(progress, regime=standing), change
 
 
 def run_keys(config: Any) -> tuple[jax.Array, jax.Array]:
@@ -297,13 +363,7 @@ def restore(config: Any, parts: Parts, writer: "RunWriter") -> Progress:
 
 
 def search(
-  config: Any,
-  parts: Parts,
-  regime: Regime,
-  state: update.TrainState,
-  questions: QuestionGenerator | None,
-  key: jax.Array,
-  iteration: int,
+  config: Any, parts: Parts, progress: Progress, key: jax.Array
 ) -> tuple[list[Searched], list[list[Verdict]], dict[str, float]]:
   """Searches new training problems with the present policy and judges.
 
@@ -312,13 +372,15 @@ def search(
   Returns:
     The searches, the verdicts on the solutions of each, and numbers.
   """
-  rng, count = stream(config, iteration, PROBLEMS), config.search.num_problems
+  rng = stream(config, progress.iteration, PROBLEMS)
+  count, questions = config.search.num_problems, progress.questions
   chosen: dict[str, float] = {}
   if questions is None:
     problems = parts.task.sample_problems(rng, count)
   else:
     problems, chosen = questions.propose(rng, count)
-  searched = regime.solver(state.average_params, key, problems)
+  solver = present_regime(parts, progress).solver
+  searched = solver(progress.state.average_params, key, problems)
   verdicts = [parts.evaluator.judge(one) for one in searched]
   if questions is not None:
     rates = [
@@ -433,34 +495,28 @@ def evenly(items: Sequence[Any], count: int) -> Sequence[Any]:
 
 
 def learn(
-  config: Any,
+  progress: Progress,
   update_fn: Any,
-  state: update.TrainState,
-  maker: RowMaker,
-  experience: Experience,
-  rng: np.random.Generator,
-  num_updates: int,
-  decks: Mapping[str, Deck],
+  batches_fn: BatchesFn,
+  num_calls: int,
   unhealthy: pathlib.Path,
-) -> tuple[update.TrainState, dict[str, float]]:
-  """Makes `num_updates` updates, some in each call of the program.
+) -> tuple[Progress, dict[str, float]]:
+  """Calls the program `num_calls` times, each of which makes some updates.
 
   The next rows are made while the device works: nothing is read back before
   the end.
 
   Returns:
-    The new state, and the means of the updates' metrics.
+    The progress with the new state, and the means of the updates' metrics.
 
   Raises:
     UserError: a gradient was not finite; the rows of that call are written to
       `unhealthy`.
   """
-  per_call = config.learn.updates_per_call
-  history, dropped = [], 0
-  calls = num_updates // per_call
+  state, history, dropped = progress.state, [], 0
   last = None
-  for _ in metrics.progress(range(calls), "learn", calls):
-    batches, num_dropped = maker.batches(rng, experience, per_call, decks)
+  for _ in metrics.progress(range(num_calls), "learn", num_calls):
+    batches, num_dropped = batches_fn()
     state, numbers = update_fn(state, batches)
     history.append(numbers)
     dropped += num_dropped
@@ -475,9 +531,9 @@ def learn(
     values[f"learn/{name}"] = float(merge([n[name] for n in history]))
   del values["learn/is_finite"]
   values["learn/rows_too_long"] = dropped
-  values["learn/d_search"] = len(experience.pool("search"))
-  values["learn/d_expert"] = len(experience.d_expert)
-  return state, values
+  values["learn/d_search"] = len(progress.experience.pool("search"))
+  values["learn/d_expert"] = len(progress.experience.d_expert)
+  return dataclasses.replace(progress, state=state), values
 
 
 def check_finite(call: tuple[Any, Any] | None, path: pathlib.Path) -> None:
