@@ -233,6 +233,16 @@ class Draws:
     after_prompt = index >= self.starts[:, None] - 1
     return after_prompt & (index < self.lengths[:, None] - 1)
 
+  @property
+  def has_value(self) -> np.ndarray:
+    """`[N, T]` True where a value is learned: from the prompt's end on.
+
+    The end of a solution that was cut off is no end: nothing is known there.
+    """
+    index = np.arange(self.tokens.shape[1])[None, :]
+    end = self.lengths[:, None] - self.is_truncated[:, None]
+    return (index >= self.starts[:, None] - 1) & (index < end)
+
 
 def collect(
   searched: Sequence[Searched],
@@ -342,30 +352,18 @@ def policy_gradient_rows(
   """
   mask = draws.is_learned
   is_used = np.ones(len(mask), bool)
-  rewards = draws.outcomes.copy()
-  last = np.maximum(draws.lengths - 1, 0)[:, None]
-  last_values = np.take_along_axis(values, last, 1)[:, 0]
-  is_open = draws.is_truncated & (options.truncated == "bootstrap")
   if options.truncated == "mask":
     is_used &= ~draws.is_truncated
-  rewards = np.where(is_open, last_values, rewards)
-  expected = rewards
-  if options.length_penalty:
-    penalties = policy_gradient.length_penalties(
-      draws.lengths - draws.starts,
-      free_length=options.free_length,
-      max_length=max_tokens,
-    )
-    rewards = rewards + options.length_penalty * np.asarray(penalties)
-
-  targets = np.broadcast_to(expected[:, None], mask.shape)
+  outcomes = _outcomes(options, draws, values)
+  rewards = outcomes + _penalties(options, draws, max_tokens)
   if options.baseline == "value":
     advantages, targets = _along_solutions(
-      options, draws, mask, rewards, is_open, values, log_probs
+      options, draws, rewards, values, log_probs
     )
   else:
     advantages, moving = _among_draws(options, moving, draws, rewards, is_used)
     advantages = np.broadcast_to(advantages[:, None], mask.shape)
+    targets = np.broadcast_to(outcomes[:, None], mask.shape)
 
   weights = mask.astype(np.float32)
   if options.normalize_by == "rows":
@@ -375,12 +373,6 @@ def policy_gradient_rows(
   is_moved = is_used & np.any(mask & (advantages != 0), axis=1)
   is_flat = ~np.isin(draws.groups, draws.groups[is_moved])
   kept = is_used & ~is_flat if options.skips_flat else is_used
-  index = np.arange(mask.shape[1])[None, :]
-  has_value = (index >= draws.starts[:, None] - 1) & (
-    index < draws.lengths[:, None]
-  )
-  # The end of a solution that was cut off is no end: nothing is known there.
-  has_value &= ~(draws.is_truncated[:, None] & (index == last))
   rows = PolicyGradientBatch(
     tokens=draws.tokens,
     lengths=draws.lengths,
@@ -390,7 +382,7 @@ def policy_gradient_rows(
     reference_log_probs=reference_log_probs.astype(np.float32),
     behavior_values=values.astype(np.float32),
     value_targets=np.clip(targets, 0, 1).astype(np.float32),
-    value_weights=has_value.astype(np.float32),
+    value_weights=draws.has_value.astype(np.float32),
   )
   gap = np.abs(np.where(mask, log_probs - draws.policy_log_probs, 0))
   numbers = {
@@ -405,10 +397,35 @@ def policy_gradient_rows(
   return jax.tree.map(lambda x: x[kept], rows), moving, numbers
 
 
+def _is_open(options, draws) -> np.ndarray:
+  """`[N]` True where a solution was cut off and counts as one that goes on."""
+  return draws.is_truncated & (options.truncated == "bootstrap")
+
+
+def _outcomes(options, draws, values) -> np.ndarray:
+  """`[N]` what the checker said, or the last value of what goes on."""
+  last = np.maximum(draws.lengths - 1, 0)[:, None]
+  last_values = np.take_along_axis(values, last, 1)[:, 0]
+  return np.where(_is_open(options, draws), last_values, draws.outcomes)
+
+
+def _penalties(options, draws, max_tokens) -> np.ndarray:
+  """`[N]` what the lengths of the solutions take away, 0 or less."""
+  if not options.length_penalty:
+    return np.zeros_like(draws.outcomes)
+  penalties = policy_gradient.length_penalties(
+    draws.lengths - draws.starts,
+    free_length=options.free_length,
+    max_length=max_tokens,
+  )
+  return options.length_penalty * np.asarray(penalties)
+
+
 def _along_solutions(
-  options, draws, mask, rewards, is_open, values, log_probs
+  options, draws, rewards, values, log_probs
 ) -> tuple[np.ndarray, np.ndarray]:
   """Advantages and targets `[N, T]` by the value of every position."""
+  mask, is_open = draws.is_learned, _is_open(options, draws)
   last_learned = draws.lengths[:, None] - 2
   index = np.arange(mask.shape[1])[None, :]
   # A solution that goes on has its value behind it, and earned nothing yet but
