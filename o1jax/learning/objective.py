@@ -274,7 +274,7 @@ def _policy_gradient(
   mask = group.policy_weights
   is_valid = mask != 0
   fixed = jax.lax.stop_gradient(log_probs)
-  terms, metrics, maxima = {}, {}, {}
+  terms, maxima = {}, {}
 
   ratios = policy_gradient.importance_weights(
     log_probs,
@@ -282,29 +282,9 @@ def _policy_gradient(
     mask,
     level="sequence" if options.importance == "sequence" else "token",
   )
-  if options.loss == "ppo":
-    terms["policy_gradient"], _, found = ppo.ppo_loss(
-      log_probs,
-      group.behavior_log_probs,
-      group.advantages,
-      mask,
-      clip_low=options.clip_low,
-      clip_high=options.clip_high,
-      dual_clip=options.dual_clip or None,
-    )
-    metrics["clip_share"] = found.clipped_sum
-  else:
-    used = None
-    if options.importance != "none":
-      used = ratios
-      if options.max_weight:
-        used = jnp.minimum(ratios, options.max_weight)
-        metrics["truncated_share"] = jnp.sum(
-          mask * (ratios > options.max_weight)
-        )
-    terms["policy_gradient"], _ = policy_gradient.reinforce_loss(
-      log_probs, group.advantages, mask, importance_weights=used
-    )
+  terms["policy_gradient"], metrics = _surrogate(
+    options, log_probs, ratios, group
+  )
   maxima["max_ratio"] = jnp.max(ratios, where=is_valid, initial=1.0)
   maxima["negative_min_ratio"] = -jnp.min(ratios, where=is_valid, initial=1.0)
   metrics["ratio"] = jnp.sum(mask * ratios)
@@ -330,19 +310,58 @@ def _policy_gradient(
   else:
     metrics["entropy"] = -jnp.sum(mask * jnp.where(is_valid, fixed, 0.0))
 
-  if options.max_value_change:
-    terms["value"], _ = ppo.clipped_value_loss(
-      jax.nn.sigmoid(value_logits),
-      group.behavior_values,
-      group.value_targets,
-      group.value_weights,
-      max_change=options.max_value_change,
-    )
-  else:
-    terms["value"] = alphazero.value_loss(
-      value_logits, group.value_targets, group.value_weights
-    )[0]
+  terms["value"] = _value(options, value_logits, group)
   return Sums(terms=terms, metrics={"policy_gradient": metrics}, maxima=maxima)
+
+
+def _surrogate(
+  options: PolicyGradient,
+  log_probs: jax.Array,
+  ratios: jax.Array,
+  group: PolicyGradientBatch,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The sum whose gradient is the policy's, and of how much it was bounded."""
+  mask = group.policy_weights
+  if options.loss == "ppo":
+    total, _, found = ppo.ppo_loss(
+      log_probs,
+      group.behavior_log_probs,
+      group.advantages,
+      mask,
+      clip_low=options.clip_low,
+      clip_high=options.clip_high,
+      dual_clip=options.dual_clip or None,
+    )
+    return total, {"clip_share": found.clipped_sum}
+  used, metrics = None, {}
+  if options.importance != "none":
+    used = ratios
+    if options.max_weight:
+      used = jnp.minimum(ratios, options.max_weight)
+      metrics["truncated_share"] = jnp.sum(mask * (ratios > options.max_weight))
+  total, _ = policy_gradient.reinforce_loss(
+    log_probs, group.advantages, mask, importance_weights=used
+  )
+  return total, metrics
+
+
+def _value(
+  options: PolicyGradient, value_logits: jax.Array, group: PolicyGradientBatch
+) -> jax.Array:
+  """The sum of the value loss."""
+  if not options.max_value_change:
+    total, _ = alphazero.value_loss(
+      value_logits, group.value_targets, group.value_weights
+    )
+    return total
+  total, _ = ppo.clipped_value_loss(
+    jax.nn.sigmoid(value_logits),
+    group.behavior_values,
+    group.value_targets,
+    group.value_weights,
+    max_change=options.max_value_change,
+  )
+  return total
 
 
 def _preference(
