@@ -22,7 +22,7 @@ from o1jax import combinations, rollouts
 from o1jax.encoding import Policy
 from o1jax.experience import Experience, make_learner_batch
 from o1jax.learning.baselines import MovingBaseline
-from o1jax.learning.objective import Objective
+from o1jax.learning.objective import Objective, PolicyGradient
 from o1jax.learning.update import TrainState
 from o1jax.linearize import linearize
 from o1jax.rollouts import Advantages, Deck, Pairs, ScoreFn
@@ -276,6 +276,31 @@ def check(
   if not mix.get("policy_gradient"):
     return None
   options = objective.policy_gradient
+  _check_learning(reference, advantages, options)
+  _check_draws(advantages, options, search)
+  exists, reason = combinations.density(
+    search["strategy"],
+    search["top_k"],
+    search["top_p"],
+    search["min_p"],
+    temperature=search["temperature"],
+    options=search["options"],
+  )
+  if exists:
+    return None
+  if not advantages.allows_choice:
+    raise ValueError(
+      f"learn.rows.policy_gradient: {reason}, and a policy gradient would be "
+      "of another distribution; take search.strategy=best_of_n with plain "
+      "sampling, or set learn.advantages.allows_choice to accept that"
+    )
+  return f"policy gradients are approximate: {reason}"
+
+
+def _check_learning(
+  reference: str, advantages: Advantages, options: PolicyGradient
+) -> None:
+  """Refuses advantages that the loss or the reference do not go with."""
   if options.kl_coefficient and reference == "none":
     raise ValueError(
       f"learn.policy_gradient.kl_coefficient={options.kl_coefficient} with "
@@ -297,6 +322,12 @@ def check(
       f"{options.importance!r}: set these to 'reinforce' and 'none', or the "
       "estimator to 'gae'"
     )
+
+
+def _check_draws(
+  advantages: Advantages, options: PolicyGradient, search: Mapping[str, Any]
+) -> None:
+  """Refuses draws that are too few, or of another temperature's policy."""
   num_draws = search["num_candidates"] * search["options"].get("num_rounds", 1)
   for name, others in (
     ("reward", "'outcome'"),
@@ -309,14 +340,6 @@ def check(
         f"{search['num_candidates']}: it compares the draws of a problem, and "
         f"a group of one has no advantage; draw 2 or more, or take {others}"
       )
-  exists, reason = combinations.density(
-    search["strategy"],
-    search["top_k"],
-    search["top_p"],
-    search["min_p"],
-    temperature=search["temperature"],
-    options=search["options"],
-  )
   is_plain = options.loss == "reinforce" and options.importance == "none"
   if is_plain and search["temperature"] != 1 and advantages.estimator == "gae":
     raise ValueError(
@@ -325,12 +348,3 @@ def check(
       "the policy; set importance to 'token' or 'sequence', or the temperature "
       "to 1"
     )
-  if exists:
-    return None
-  if not advantages.allows_choice:
-    raise ValueError(
-      f"learn.rows.policy_gradient: {reason}, and a policy gradient would be "
-      "of another distribution; take search.strategy=best_of_n with plain "
-      "sampling, or set learn.advantages.allows_choice to accept that"
-    )
-  return f"policy gradients are approximate: {reason}"

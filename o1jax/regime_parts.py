@@ -160,20 +160,8 @@ def make_regimes(
   score_fn = update.make_score(log_probs_of(policy, Objective()), mesh=mesh)
   regimes = {}
   for name, config in configs.items():
-    learn, search = config.learn, config.search.to_dict()
-    search.pop("num_problems")
-    mesh_lib.check_divides("search.batch_size", search["batch_size"], mesh)
-    if search["strategy"] in REVISIONS:
-      raise ValueError(
-        f"search.strategy={search['strategy']!r} finds answers that follow "
-        "others in one text, which learning does not read: choose another "
-        "here, and compare with it in evaluation"
-      )
-    objective = Objective(
-      value_coefficient=learn.value_coefficient,
-      policy_gradient=PolicyGradient(**learn.policy_gradient),
-      preference=Preference(**learn.preference),
-    )
+    learn, search = config.learn, search_options(config, mesh)
+    objective = objective_of(config)
     advantages = Advantages(**learn.advantages)
     notice = fresh_rows.check(
       learn.rows,
@@ -209,6 +197,38 @@ def make_regimes(
       ),
     )
   return regimes
+
+
+def search_options(config: Any, mesh: Mesh) -> dict[str, Any]:
+  """Options of the solver that learning learns from.
+
+  Raises:
+    ValueError: a strategy, or a size, that learning or the mesh do not take.
+  """
+  options = config.search.to_dict()
+  del options["num_problems"]
+  mesh_lib.check_divides("search.batch_size", options["batch_size"], mesh)
+  if options["strategy"] in REVISIONS:
+    raise ValueError(
+      f"search.strategy={options['strategy']!r} finds answers that follow "
+      "others in one text, which learning does not read: choose another "
+      "here, and compare with it in evaluation"
+    )
+  return options
+
+
+def objective_of(config: Any) -> Objective:
+  """What the config's updates minimize.
+
+  Raises:
+    ValueError: an option that is unknown, out of range, or not read.
+  """
+  learn = config.learn
+  return Objective(
+    value_coefficient=learn.value_coefficient,
+    policy_gradient=PolicyGradient(**learn.policy_gradient),
+    preference=Preference(**learn.preference),
+  )
 
 
 def log_probs_of(policy: Policy, objective: Objective) -> update.LogProbsFn:
