@@ -8,8 +8,8 @@ line that names the field and the nearest one there is.
 
 A command starts with `run(main)`: it parses the flags and turns a `UserError`
 into that one line and exit code 2. A run writes its resolved config to
-`manifest.json` with versions, commit and device, and a later run in the same
-workdir is compared with it.
+`manifest.json` with versions, commit, device and the checksums of files that it
+goes on reading, and a later run in the same workdir is compared with it.
 """
 
 import ast
@@ -23,6 +23,7 @@ import platform
 import runpy
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -184,8 +185,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   return fields
 
 
-def make_manifest(config: "ConfigDict") -> dict[str, Any]:
-  """What a bug report asks first: config, versions, commit and device."""
+def make_manifest(
+  config: "ConfigDict", files: Sequence[str] = ()
+) -> dict[str, Any]:
+  """What a bug report asks first: config, versions, commit and device.
+
+  Args:
+    config: resolved config.
+    files: paths whose size and checksum are kept.
+  """
   import jax
 
   versions = {"o1jax": o1jax.__version__, "python": platform.python_version()}
@@ -201,6 +209,7 @@ def make_manifest(config: "ConfigDict") -> dict[str, Any]:
       "kind": device.device_kind,
       "count": jax.device_count(),
     },
+    "files": {path: _checksum(path) for path in files},
   }
 
 
@@ -216,19 +225,27 @@ def check_workdir(workdir: str | os.PathLike, config: "ConfigDict") -> bool:
 
   Raises:
     UserError: the workdir belongs to another config; names the fields that
-      differ. Or it holds files, but no manifest.
+      differ. Or a file that it goes on reading is not what it was, or it holds
+      files, but no manifest.
   """
   workdir = pathlib.Path(workdir)
   if (workdir / MANIFEST).exists():
-    old = read_manifest(workdir)["config"]
+    manifest = read_manifest(workdir)
     new = json.loads(json.dumps(config.to_dict()))
-    differing = differing_fields(old, new)
+    differing = differing_fields(manifest["config"], new)
     if differing:
       raise UserError(
         f"{workdir} belongs to another config: "
         + "; ".join(differing)
         + ". Take another --workdir, or the old values"
       )
+    # Runs of earlier versions kept none.
+    for path, kept in manifest.get("files", {}).items():
+      if _checksum(path) != kept:
+        raise UserError(
+          f"{path} is gone or changed since {workdir} began with it: put it "
+          "back as it was, or take another --workdir"
+        )
     return True
   # A process killed in its first write leaves an unfinished manifest.
   unfinished = MANIFEST + ".tmp"
@@ -239,14 +256,22 @@ def check_workdir(workdir: str | os.PathLike, config: "ConfigDict") -> bool:
   return False
 
 
-def open_workdir(workdir: str | os.PathLike, config: "ConfigDict") -> bool:
-  """Claims a workdir, made if needed, for a config; else as `check_workdir`."""
+def open_workdir(
+  workdir: str | os.PathLike, config: "ConfigDict", files: Sequence[str] = ()
+) -> bool:
+  """Claims a workdir, made if needed, for a config; else as `check_workdir`.
+
+  Args:
+    workdir: made if needed.
+    config: resolved config of this run.
+    files: paths that must hold the same whenever the run is resumed.
+  """
   if check_workdir(workdir, config):
     return True
   workdir = pathlib.Path(workdir)
   with user_input():
     workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(make_manifest(config), indent=2, sort_keys=True)
+    text = json.dumps(make_manifest(config, files), indent=2, sort_keys=True)
     write_atomically(workdir / MANIFEST, f"{text}\n".encode())
   return False
 
@@ -454,6 +479,15 @@ def _tuples(value: Any) -> Any:
   if isinstance(value, list):
     return tuple(_tuples(item) for item in value)
   return value
+
+
+def _checksum(path: str) -> list[int] | None:
+  """Size and checksum of a file, None where it cannot be read."""
+  try:
+    content = pathlib.Path(path).read_bytes()
+  except OSError:
+    return None
+  return [len(content), zlib.crc32(content)]
 
 
 def _git_hash() -> str | None:

@@ -181,6 +181,11 @@ class TextFiles:
       )
     return weights
 
+  def paths(self) -> list[str]:
+    """The files that are read."""
+    dialogs = [path for path, weight in self.weights().items() if weight]
+    return [self.documents, *dialogs] if self.documents else dialogs
+
   def read(self, seed: int) -> Texts:
     """Reads the files; equal seeds give equal texts.
 

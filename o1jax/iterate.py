@@ -44,6 +44,7 @@ from o1jax import (
 from o1jax import config as config_lib
 from o1jax.build import Parts
 from o1jax.checkpoint import Checkpoints
+from o1jax.corpora import TextFiles
 from o1jax.experience import Experience
 from o1jax.learning import update
 from o1jax.learning.baselines import MovingBaseline
@@ -114,14 +115,16 @@ def run(
     The train state at the end.
 
   Raises:
-    UserError: a field, the workdir or a checkpoint does not fit.
+    UserError: a field, the workdir, a checkpoint or a file of texts does not
+      fit.
   """
   workdir = pathlib.Path(workdir)
   fields.check_fields(config)
   config_lib.check_workdir(workdir, config)
   parts = build.build(config, workdir, build.start_devices(config))
-  # Claimed by a config that is known to work.
-  config_lib.open_workdir(workdir, config)
+  # Claimed by a config that is known to work. Texts are drawn from to the end.
+  texts = TextFiles(**config.texts).paths()
+  config_lib.open_workdir(workdir, config, texts)
   build.keep_tokenizer(parts.policy.tokenizer, workdir)
   with config_lib.writing(workdir), contextlib.ExitStack() as stack:
     for regime in parts.regimes.values():

@@ -193,6 +193,18 @@ def test_workdir_resumes_with_its_own_config_only(path, tmp_path):
   assert config_lib.config_of_workdir(workdir).to_dict() == config.to_dict()
 
 
+def test_a_workdir_of_an_earlier_version_kept_no_checksums(path, tmp_path):
+  config = config_lib.load_config(path)
+  config_lib.open_workdir(tmp_path / "run", config, [str(path)])
+  manifest = config_lib.read_manifest(tmp_path / "run")
+  assert manifest.pop("files").keys() == {str(path)}
+  path.write_text(path.read_text() + "# changed")
+  with pytest.raises(config_lib.UserError, match=f"{path} is gone or changed"):
+    config_lib.check_workdir(tmp_path / "run", config)
+  (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+  assert config_lib.check_workdir(tmp_path / "run", config)
+
+
 def test_manifest_answers_the_first_questions_of_a_bug_report(path, tmp_path):
   config = config_lib.load_config(path)
   config_lib.open_workdir(tmp_path / "run", config)

@@ -1,5 +1,6 @@
 """Runs that learn from files of texts, and what a command says of bad ones."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -74,6 +75,39 @@ def test_a_run_learns_from_both_and_resumes(folder, tmp_path, capsys):
   resumed = iterate.run(config, tmp_path / "run")
   assert "resuming after iteration 0" in capsys.readouterr().out
   jax.tree.map(np.testing.assert_array_equal, resumed, expected)
+
+
+def test_a_run_is_not_resumed_with_other_texts(folder, tmp_path):
+  copy = tmp_path / "texts"
+  shutil.copytree(folder, copy)
+  config = config_of(
+    copy,
+    f"texts.instructions=('{copy}/a.jsonl=3', '{copy}/b.jsonl=0')",
+    "num_iterations=0",
+    "initialize.num_updates=6",
+    "evaluation.strategies=()",
+  )
+  run = functools.partial(iterate.run, config, tmp_path / "run")
+  run()
+  # Of weight 0: never read.
+  (copy / "b.jsonl").unlink()
+  run()
+  for name in ("documents.jsonl", "a.jsonl"):
+    path = copy / name
+    text = path.read_text()
+    # Of the same size.
+    path.write_text(text.replace("0", "7", 1))
+    with pytest.raises(config_lib.UserError) as raised:
+      run()
+    assert str(raised.value) == (
+      f"{path} is gone or changed since {tmp_path / 'run'} began with it: put "
+      "it back as it was, or take another --workdir"
+    )
+    path.unlink()
+    with pytest.raises(config_lib.UserError, match=f"{path} is gone or"):
+      run()
+    path.write_text(text)
+  run()
 
 
 def test_rows_of_texts_mix_with_others_in_both_phases(folder, tmp_path):
