@@ -56,6 +56,8 @@ def get_config(arg=None):
   config.network.tied_embeddings = True  # the embedding is the policy head too
   config.network.embedding_scale = 10.0  # about the root of the width
   config.network.number_features = True  # embeddings start from digit values
+  config.network.lora_rank = 0  # of adapters of the layers; 0: none
+  config.network.lora_alpha = 16.0  # what they add counts alpha / rank
 
   config.mesh = ConfigDict()
   config.mesh.num_cpu_devices = 2  # virtual devices, where there is no other
@@ -133,6 +135,7 @@ def get_config(arg=None):
   config.learn.optimizer.clip_norm = 1.0
   config.learn.optimizer.b1 = 0.9
   config.learn.optimizer.b2 = 0.99
+  config.learn.optimizer.trainable = "all"  # all, heads, trunk or adapters
 
   config.regimes = ConfigDict()  # ways to learn in turn; see o1jax/regimes.py
   config.regimes.names = ()  # in order; none: one, with the fields as they are

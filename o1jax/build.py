@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -240,6 +241,9 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
     optimizer = make_optimizer(
       total_updates=total_updates(config), **config.learn.optimizer
     )
+    # Refuses what it would move where the network has none of it.
+    shapes = jax.eval_shape(policy.network.init, jax.random.key(0))
+    jax.eval_shape(optimizer.init, shapes)
     evaluator = evaluator_of(config, policy, task, mesh)
     options = config.evaluation
     cells = itertools.product(options.strategies, options.efforts)

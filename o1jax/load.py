@@ -1,6 +1,7 @@
 """A trained policy with its task, from a run's workdir or a policy folder.
 
-`evaluate`, `solve`, `export` and notebooks begin here.
+`evaluate`, `solve`, `export` and notebooks begin here, and runs that begin with
+the policy of another.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from o1jax import mesh as mesh_lib
 from o1jax.checkpoint import Checkpoints
 from o1jax.encoding import Policy
 from o1jax.learning import update
-from o1jax.learning.optimizer import make_optimizer
+from o1jax.learning.optimizer import ADAPTERS, make_optimizer
 from o1jax.policy import pretrained
 from o1jax.policy.tokenizer import Tokenizer
 from o1jax.tasks.task import Task
@@ -119,6 +120,51 @@ def from_path(path: str, iteration: int | None = None) -> Trained:
       "of a run"
     )
   return from_folder(folder)
+
+
+def first_params(path: str, policy: Policy, params: Any) -> Any:
+  """Parameters that a run begins with: those of the policy at `path`.
+
+  Args:
+    path: as for `from_path`.
+    policy: of the run.
+    params: fresh ones of it; their adapters stay where the other has none.
+
+  Raises:
+    UserError: the other is of another architecture or has other adapters.
+  """
+  given = from_path(path)
+  theirs, own = given.policy.network.config, policy.network.config
+  adapters = [
+    f"lora_rank={config.lora_rank}, lora_alpha={config.lora_alpha}"
+    for config in (theirs, own)
+  ]
+  if theirs.lora_rank and adapters[0] != adapters[1]:
+    raise config_lib.UserError(
+      f"initialize.path={path} has adapters of {adapters[0]}, this config has "
+      f"{adapters[1]}; give it the same network.*"
+    )
+  has, wants = (
+    {
+      jax.tree_util.keystr(place): leaf
+      for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (given.params, params)
+  )
+  for name in wants.keys() - has.keys():
+    if any(factor in name for factor in ADAPTERS):
+      has[name] = wants[name]
+  for name in sorted(has.keys() | wants.keys()):
+    there, here = (
+      side[name].shape if name in side else "absent" for side in (has, wants)
+    )
+    if there != here:
+      raise config_lib.UserError(
+        f"initialize.path={path} is of another architecture: {name} is {there} "
+        f"there, this config has {here}; give it the same network.*"
+      )
+  structure = jax.tree.structure(params)
+  return jax.tree.unflatten(structure, [has[name] for name in wants])
 
 
 def saved_iterations(workdir: pathlib.Path) -> list[int]:

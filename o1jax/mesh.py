@@ -39,7 +39,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
 }
 
 # End of a weight's path -> its logical axes, first match wins; others (norms,
-# biases, the value head) stay whole. Weights are stored [in, out].
+# biases, adapters, the value head) stay whole. Weights are stored [in, out].
 WEIGHTS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"trunk/embedding$", ("vocab", "width")),
   (r"layer_\d+/qkv/kernel$", ("width", "heads")),

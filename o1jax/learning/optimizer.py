@@ -16,10 +16,12 @@ import optax
 
 _NAMES = ("adamw", "lion", "muon")
 _SCHEDULES = ("constant", "cosine", "linear")
-TRAINABLE = ("all", "heads", "trunk")
+TRAINABLE = ("all", "heads", "trunk", "adapters")
 
+# Factors of the low-rank adapters beside a kernel.
+ADAPTERS = ("lora_a", "lora_b")
 # Names of the matrices; a bias may have two axes as well.
-_DECAYED = ("kernel", "embedding")
+_DECAYED = ("kernel", "embedding", *ADAPTERS)
 
 # Muon: momentum of the matrices, and the size of a change in units of the rate.
 # Adam's changes are about 0.2 too, so that one rate serves both (Liu et al.,
@@ -121,12 +123,14 @@ def make_optimizer(
     schedule: "constant", "cosine" or "linear".
     end_fraction: last rate as a part of the peak.
     weight_decay: decay of the matrices per update, times the learning rate;
-      muon leaves the embedding and the value head alone.
+      muon leaves the embedding, the value head and adapters alone.
     clip_norm: largest global norm of a gradient; None to leave it.
     b1: decay of the first moment; muon's own is 0.95 for what it moves.
     b2: decay of the second moment.
     trainable: what moves: "all", "heads" (the trunk is frozen; where embeddings
-      are tied they are the trunk's, and the value head alone moves) or "trunk".
+      are tied they are the trunk's, and the value head alone moves), "trunk" or
+      "adapters" (the factors of `TransformerConfig.lora_rank` and the value
+      head). `init` refuses parameters without adapters then.
 
   Raises:
     ValueError: unknown name or part, or a schedule that `make_schedule`
@@ -164,7 +168,8 @@ def make_optimizer(
     rule = optax.chain(_clip(clip_norm), rule)
   if trainable != "all":
     rule = freeze(rule, lambda path: is_trained(path, trainable))
-  return Optimizer(rule.init, rule.update, rate)
+  init = _needing_adapters(rule.init) if trainable == "adapters" else rule.init
+  return Optimizer(init, rule.update, rate)
 
 
 def freeze(
@@ -188,8 +193,26 @@ def freeze(
 
 def is_trained(path: str, trainable: str) -> bool:
   """Whether the parameter at `path` is in that part of the network."""
-  is_trunk = path.partition("/")[0] == "trunk"
+  part, name = path.partition("/")[0], path.rpartition("/")[2]
+  if trainable == "adapters":
+    return name in ADAPTERS or part == "value_head"
+  is_trunk = part == "trunk"
   return trainable == "all" or is_trunk == (trainable == "trunk")
+
+
+def _needing_adapters(init):
+  """`init` that refuses parameters without adapters."""
+
+  def checked(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not any(path[-1].key in ADAPTERS for path, _ in leaves):
+      raise ValueError(
+        "trainable='adapters', but the network has none: set network.lora_rank "
+        "to 1 or more"
+      )
+    return init(params)
+
+  return checked
 
 
 def _clip(max_norm):

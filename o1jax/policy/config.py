@@ -57,6 +57,9 @@ class TransformerConfig:
     value_hidden_width: hidden units of the value head; 0 for a linear one.
     number_features: start the embeddings of number pieces from features of
       their value.
+    lora_rank: inner width of the adapters beside the layers' products; 0 for
+      none (Hu et al., arXiv 2106.09685).
+    lora_alpha: what an adapter adds counts lora_alpha / lora_rank.
     remat: keep only the inputs of each block for the gradient and compute the
       rest again (Chen et al., arXiv 1604.06174): less memory, more time.
     dtype: dtype of activations and caches; parameters, norms, softmax and
@@ -96,6 +99,8 @@ class TransformerConfig:
   tied_embeddings: bool = False
   value_hidden_width: int = 0
   number_features: bool = False
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
   remat: bool = False
   dtype: str = "float32"
 
@@ -145,6 +150,10 @@ class TransformerConfig:
         f"value_hidden_width={self.value_hidden_width} must be 0 (linear) or "
         "more"
       )
+    if self.lora_rank < 0:
+      raise ValueError(f"lora_rank={self.lora_rank} must be 0 (none) or more")
+    if self.lora_alpha <= 0:
+      raise ValueError(f"lora_alpha={self.lora_alpha} must be above 0")
     rotary = self.head_width if self.rotary_width is None else self.rotary_width
     if rotary % 2 or not 0 <= rotary <= self.head_width:
       raise ValueError(

@@ -5,7 +5,7 @@ nested dict: "trunk" (embedding, layer_0 ..., final_norm), "policy_head" and
 "value_head".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -91,7 +91,11 @@ def make_network(
   @jax.jit
   def init(key):
     spread_key, noise_key, number_key = jax.random.split(key, 3)
-    params = with_noise(noise_key, spreads(spread_key))
+    # Nothing is drawn for spreads. The base does not depend on the adapters.
+    spread_key, adapter_key = jax.random.split(spread_key)
+    params = with_noise(noise_key, spreads(spread_key), ("kernel", "embedding"))
+    if config.lora_rank:
+      params = with_noise(adapter_key, params, ("lora_a",))
     if config.number_features:
       params["trunk"]["embedding"] = with_number_features(
         number_key, params["trunk"]["embedding"], number_values
@@ -119,15 +123,17 @@ def make_network(
   return Network(config, init, apply, policy_logits, value_logits, value)
 
 
-def with_noise(key: jax.Array, spreads: Params) -> Params:
-  """Draws the weights named kernel or embedding.
+def with_noise(
+  key: jax.Array, spreads: Params, names: Collection[str]
+) -> Params:
+  """Draws the weights that have one of the names.
 
   The modules start these at their standard deviation; here each is multiplied
   by normal noise, drawn for all at once: a draw per weight compiles for
   seconds.
   """
   paths, structure = jax.tree_util.tree_flatten_with_path(spreads)
-  is_random = [p[-1].key in ("kernel", "embedding") for p, _ in paths]
+  is_random = [p[-1].key in names for p, _ in paths]
   leaves = [leaf for _, leaf in paths]
   sizes = [x.size for x, r in zip(leaves, is_random, strict=True) if r]
   noise = jax.random.normal(key, (sum(sizes),), jnp.float32)

@@ -52,18 +52,31 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-  """x @ kernel + bias over the last axis; `[..., in] -> [..., *features]`."""
+  """x @ kernel + bias over the last axis; `[..., in] -> [..., *features]`.
 
+  With adapters, x W + (alpha / rank) (x A) B: A `[in, rank]` is random and B
+  `[rank, *features]` zero, so that the start is the product without them.
+  """
+
+  config: TransformerConfig
   features: tuple[int, ...]
   use_bias: bool
   gain: float = 1.0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    start = nn.initializers.constant(self.gain * x.shape[-1] ** -0.5)
+    spread, rank = x.shape[-1] ** -0.5, self.config.lora_rank
+    start = nn.initializers.constant(self.gain * spread)
     shape = (x.shape[-1], *self.features)
     kernel = self.param("kernel", start, shape, jnp.float32)
     y = project(x, kernel, False)
+    if rank:
+      start = nn.initializers.constant(spread)
+      a = self.param("lora_a", start, (x.shape[-1], rank), jnp.float32)
+      start = nn.initializers.zeros
+      b = self.param("lora_b", start, (rank, *self.features), jnp.float32)
+      scale = self.config.lora_alpha / rank
+      y = y + scale * project(project(x, a, False), b, False)
     if self.use_bias:
       bias = self.param(
         "bias", nn.initializers.zeros, self.features, jnp.float32
@@ -97,9 +110,8 @@ class Block(nn.Module):
     heads, group, width = c.num_kv_heads, c.group, c.head_width
     # Columns run by key/value head: its queries, its key, its value. So a
     # split over heads keeps what belongs together on one device.
-    qkv = Linear((heads * (group + 2) * width,), c.qkv_bias, name="qkv")(
-      x
-    ).reshape(*x.shape[:-1], heads, group + 2, width)
+    qkv = Linear(c, (heads * (group + 2) * width,), c.qkv_bias, name="qkv")(x)
+    qkv = qkv.reshape(*x.shape[:-1], heads, group + 2, width)
     # A split is put together again by its gradient; slices would be padded.
     q, k, v = jnp.split(qkv, (group, group + 1), -2)
     k, v = k[..., 0, :], v[..., 0, :]
@@ -114,19 +126,20 @@ class Block(nn.Module):
     scale = width**-0.5 if c.query_scale is None else c.query_scale
     y, keys, values = attend(q * scale, k, v)
     gain = (2 * c.num_layers) ** -0.5
-    return Linear((c.width,), c.out_bias, gain, name="out")(y), keys, values
+    y = Linear(c, (c.width,), c.out_bias, gain, name="out")(y)
+    return y, keys, values
 
   def _feed_forward(self, x):
     c = self.config
     gain = (2 * c.num_layers) ** -0.5
     if c.activation == "gelu":
-      h = jax.nn.gelu(Linear((c.ffn_width,), c.mlp_bias, name="up")(x))
+      h = jax.nn.gelu(Linear(c, (c.ffn_width,), c.mlp_bias, name="up")(x))
     else:
-      h = Linear((2, c.ffn_width), c.mlp_bias, name="gate_up")(x)
+      h = Linear(c, (2, c.ffn_width), c.mlp_bias, name="gate_up")(x)
       act = jax.nn.silu if c.activation == "swiglu" else jax.nn.gelu
       gate, up = jnp.split(h, 2, -2)
       h = (act(gate) * up)[..., 0, :]
-    return Linear((c.width,), c.mlp_bias, gain, name="down")(h)
+    return Linear(c, (c.width,), c.mlp_bias, gain, name="down")(h)
 
 
 class Decoder(nn.Module):

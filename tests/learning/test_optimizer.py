@@ -222,6 +222,61 @@ def test_what_is_frozen_stays_and_does_not_count(name, trainable, moved):
   assert size == sum(x.size for x in jax.tree.leaves(alone.init(rest)))
 
 
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+def test_adapters_move_as_if_alone_with_the_value_head(name):
+  adapters = {"lora_a": jnp.full((2, 1), 0.5), "lora_b": jnp.full((1, 2), 0.5)}
+  kernel = {"kernel": jnp.full((2, 2), 0.5)}
+  params = {
+    "trunk": {"embedding": kernel["kernel"], "layer_0": {"out": kernel}},
+    "policy_head": kernel,
+    "value_head": {"out": kernel},
+  }
+  small = {
+    "trunk": {"layer_0": {"out": adapters}},
+    "value_head": {"out": kernel},
+  }
+  params["trunk"]["layer_0"] = {"out": kernel | adapters}
+  options = {"name": name, "learning_rate": 0.1, "weight_decay": 0.1}
+  rule = optimizers.make_optimizer(trainable="adapters", **options)
+  alone = optimizers.make_optimizer(**options)
+  found = run(rule, params, [jax.tree.map(lambda x: 3.0 * x, params)] * 2)
+  want = run(alone, small, [jax.tree.map(lambda x: 3.0 * x, small)] * 2)
+  product = found["trunk"]["layer_0"]["out"]
+  moved = want["trunk"]["layer_0"]["out"]
+  pairs = [(product[k], moved[k]) for k in adapters]
+  pairs.append(
+    (found["value_head"]["out"]["kernel"], want["value_head"]["out"]["kernel"])
+  )
+  for a, b in pairs:
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert (np.asarray(a) != 0.5).all()
+  for frozen in (
+    product["kernel"],
+    found["trunk"]["embedding"],
+    found["policy_head"]["kernel"],
+  ):
+    np.testing.assert_array_equal(frozen, np.full((2, 2), 0.5))
+  # Muon leaves the factors to adamw, whose first change is the rate.
+  state = rule.init(params)
+  sizes = [
+    sum(x.size for x in jax.tree.leaves(s)) for s in (state, alone.init(small))
+  ]
+  assert sizes[0] == sizes[1]
+  with pytest.raises(ValueError, match="set network.lora_rank"):
+    rule.init(params | {"trunk": {"layer_0": {"out": kernel}}})
+
+
+def test_adapters_decay_and_are_no_matrices_to_muon():
+  params = {"trunk": {"lora_a": jnp.ones((3, 2)), "lora_b": jnp.ones((2, 3))}}
+  nothing = jax.tree.map(jnp.zeros_like, params)
+  options = {"learning_rate": 0.1, "weight_decay": 0.5}
+  for name, left in (("adamw", 0.95), ("lion", 0.95), ("muon", 1.0)):
+    rule = optimizers.make_optimizer(name=name, **options)
+    moved = run(rule, params, [nothing])
+    for leaf in jax.tree.leaves(moved):
+      np.testing.assert_allclose(leaf, np.full(leaf.shape, left), rtol=1e-6)
+
+
 def test_clipping_is_that_of_optax():
   grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}
   for limit in (1.0, 5.0, 7.0):

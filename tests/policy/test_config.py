@@ -31,6 +31,8 @@ GOOD = TransformerConfig(
     ({"num_sinks": 2}, "num_sinks=2 without a window: set sliding_window"),
     ({"num_layers": 0}, "num_layers=0 must be 1 or more"),
     ({"value_hidden_width": -1}, "value_hidden_width=-1"),
+    ({"lora_rank": -1}, "lora_rank=-1 must be 0"),
+    ({"lora_alpha": 0.0}, "lora_alpha=0.0 must be above 0"),
     ({"activation": "relu"}, "'relu' is not one of swiglu, geglu, gelu"),
     ({"qk_norm": "half"}, "'half' is not one of none, head, whole"),
     ({"rope_variant": "other"}, "'other' is not one of half, interleaved"),
