@@ -399,29 +399,12 @@ def first_params(config: Any, parts: Parts) -> Any:
   """Parameters that a run begins with: random ones, or those of a policy.
 
   Raises:
-    UserError: the policy of initialize.path is of another architecture.
+    UserError: the policy of initialize.path does not fit, see `load`.
   """
   first_key, _ = run_keys(config)
   params = parts.policy.network.init(first_key)
   path = config.initialize.path
-  if not path:
-    return params
-  given = load.from_path(path).params
-  shapes = [
-    {
-      jax.tree_util.keystr(place): leaf.shape
-      for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    for tree in (given, params)
-  ]
-  for name in sorted(shapes[0].keys() | shapes[1].keys()):
-    has, wants = (side[name] if name in side else "absent" for side in shapes)
-    if has != wants:
-      raise config_lib.UserError(
-        f"initialize.path={path} is of another architecture: {name} is {has} "
-        f"there, this config has {wants}; give it the same network.*"
-      )
-  return given
+  return load.first_params(path, parts.policy, params) if path else params
 
 
 def search_metrics(
