@@ -229,7 +229,7 @@ def get_config(arg=None):
     config.learn.rows.value = 8
 
   if arg == "thinking":
-    config.num_iterations = 38
+    config.num_iterations = 24
     config.initialize.num_iterations = 1
     config.initialize.num_updates = 200
     # A row of a chain has room for three wrong attempts and a right one.
@@ -238,14 +238,14 @@ def get_config(arg=None):
     config.learn.optimizer.name = "muon"
     config.learn.optimizer.learning_rate = 4e-3
     config.regimes.names = ("solutions", "chains")
-    config.regimes.max_iterations = 24  # of solutions; chains are last
-    config.regimes.patience = 24
+    config.regimes.max_iterations = 14  # of solutions; chains are last
+    config.regimes.patience = 14
     config.regimes.changes.solutions = ()
     config.regimes.changes.chains = (
-      "learn.rows.hindsight_play=30",
+      "learn.rows.hindsight_play=24",
       "learn.rows.consequences=4",
-      "learn.rows.retrying=4",
-      "learn.rows.retried=12",
+      "learn.rows.retrying=12",
+      "learn.rows.retried=6",
     )
 
   if arg == "smoke":
