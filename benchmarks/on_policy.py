@@ -137,6 +137,7 @@ def make_ours(network, params, args):
     reference="none",
     advantages=Advantages(baseline="group_std", skips_flat=False),
     pairs=Pairs(),
+    max_value_change=0.0,
   )
   maker = RowMaker(policy, task, mix)
   optimizer = make_optimizer(learning_rate=1e-4, weight_decay=0.01)

@@ -53,7 +53,7 @@ class FreshRows:
     reference: str,
     advantages: Advantages,
     pairs: Pairs,
-    max_value_change: float = 0.0,
+    max_value_change: float,
   ):
     """Takes options that `check` accepts; `score_fn` is from `make_score`.
 

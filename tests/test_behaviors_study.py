@@ -10,6 +10,7 @@ import pytest
 from o1jax import load
 from o1jax import mesh as mesh_lib
 from o1jax.encoding import Lengths
+from o1jax.learning.optimizer import make_optimizer
 from o1jax.searched import FoundSolution, Searched
 from o1jax.studies import behaviors, search
 from o1jax.studies.context import Context
@@ -66,8 +67,16 @@ class Silent(type(make_task("game24"))):
   demonstration_kinds = ("optimal",)
 
 
-def test_a_cell_tunes_reinforces_and_reads(context, short_texts):
+def test_a_cell_tunes_reinforces_and_reads(context, short_texts, monkeypatch):
   behaviors.check(context, CELL)
+  read, seen = behaviors._Run.read, []
+
+  def noted(run):
+    # Copies: an update gives up what it begins with.
+    seen.append(np.array(run._params["trunk"]["embedding"]))
+    return read(run)
+
+  monkeypatch.setattr(behaviors._Run, "read", noted)
   before = jax.device_get(context.trained.params)
   result = behaviors.measure(context, CELL)
   assert result["tasks"] == ["countdown", "game24"]
@@ -75,6 +84,9 @@ def test_a_cell_tunes_reinforces_and_reads(context, short_texts):
   assert np.shape(result["counts/game24"]) == (3, 2, 8)
   start, tuned, _ = result["tokens/countdown"]
   assert start != tuned and min(start) > 0
+  # Each stage is of the parameters that it came to.
+  assert len(seen) == 3
+  assert np.any(seen[0] != seen[1]) and np.any(seen[1] != seen[2])
   # As many tokens as asked for, to the rows that a batch divides into.
   assert 0.5 * 6000 < result["learned"] < 1.5 * 6000
   assert 40 <= result["sampled"] and result["seconds"] > 0
@@ -223,6 +235,26 @@ def test_no_failed_check_has_no_share():
     "answered/countdown": [[0], [0], [0]],
   })  # fmt: skip
   assert all(row.answered is None for row in behaviors.summarize([silent]))
+
+
+def test_a_runs_own_way_of_learning_is_taken_out(context):
+  own = (
+    "learn.reference=start",
+    "learn.learning_rate_scale=0.5",
+    "learn.num_microbatches=2",
+  )
+  trained = dataclasses.replace(context.trained, config=tiny_config(*own))
+  regime = behaviors._ppo_regime(
+    Context(trained, context.problems),
+    CELL,
+    trained.policy,
+    3,
+    make_optimizer(learning_rate=1e-3),
+  )
+  learn = regime.config.learn
+  assert learn.rows.to_dict() == {"policy_gradient": 3}
+  assert learn.reference == "none" and learn.learning_rate_scale == 1
+  assert learn.num_microbatches == 1
 
 
 def test_what_does_not_fit_is_refused_before_anything(context):

@@ -301,6 +301,7 @@ def test_regimes_have_parts_of_their_own(tmp_path):
     "learn.reference=start",
     "learn.rows.policy_gradient=8",
     "learn.policy_gradient.entropy_coefficient=0.1",
+    "learn.policy_gradient.max_value_change=0.2",
   )
   fields.check_fields(config)
   parts = build.build(config, tmp_path, mesh_lib.make_mesh({"data": 2}))
@@ -310,6 +311,8 @@ def test_regimes_have_parts_of_their_own(tmp_path):
   assert first.solver.strategy.name == "mcts-puct"
   assert rl.solver.strategy.name == "best_of_n"
   assert not first.fresh_rows and rl.fresh_rows
+  # A bound on the changes of values is told to what scores the draws.
+  assert rl.fresh_rows._reads_values and not first.fresh_rows._reads_values
   assert first.update_fn is not rl.update_fn
   assert regime_parts.has_reference(config) and not regime_parts.has_reference(
     tiny_config()

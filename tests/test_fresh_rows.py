@@ -457,6 +457,7 @@ def test_trees_become_chains_of_thought_that_end_right():
     reference="none",
     advantages=Advantages(),
     pairs=Pairs(),
+    max_value_change=0.0,
   )
   decks, _, numbers = fresh.decks(
     make_state(),

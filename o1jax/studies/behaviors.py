@@ -89,6 +89,7 @@ _PPO = (
   "learn.advantages.skips_flat=False",
   "learn.value_coefficient=0.0",
   "learn.average_decay=0.9",
+  "learn.num_microbatches=1",
   f"learn.updates_per_call={learner.UPDATES_PER_CALL}",
 )
 # Texts that lengths are told by, and room for longer ones.

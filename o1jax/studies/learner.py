@@ -12,6 +12,8 @@ from o1jax.learning.update import TrainState
 
 # Of the compiled program.
 UPDATES_PER_CALL = 10
+# What holds where no change says otherwise.
+_PLAIN = ("learn.reference=none", "learn.learning_rate_scale=1.0")
 
 
 def changed_config(config: Any, changes: Sequence[str]) -> Any:
@@ -33,7 +35,7 @@ def changed_config(config: Any, changes: Sequence[str]) -> Any:
     changed.search.rule = "puct"
     for name in ("rule_options", "options", "cache"):
       _empty(changed.search[name])
-  config_lib.apply_overrides(changed.lock(), changes)
+  config_lib.apply_overrides(changed.lock(), [*_PLAIN, *changes])
   return changed
 
 
