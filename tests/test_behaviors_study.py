@@ -12,7 +12,7 @@ from o1jax import mesh as mesh_lib
 from o1jax.encoding import Lengths
 from o1jax.learning.optimizer import make_optimizer
 from o1jax.searched import FoundSolution, Searched
-from o1jax.studies import behaviors, search
+from o1jax.studies import behaviors, learner, search
 from o1jax.studies.context import Context
 from o1jax.studies.study import Measured
 from o1jax.tasks import make_task
@@ -255,6 +255,19 @@ def test_a_runs_own_way_of_learning_is_taken_out(context):
   assert learn.rows.to_dict() == {"policy_gradient": 3}
   assert learn.reference == "none" and learn.learning_rate_scale == 1
   assert learn.num_microbatches == 1
+
+
+def test_a_gradient_that_is_not_finite_is_seen_in_any_call():
+  calls = learner.UPDATES_PER_CALL
+
+  def update(state, finite):
+    return state + 1, {"is_finite": np.full(calls, finite)}
+
+  for bad in range(3):
+    found = iter([float(i != bad) for i in range(3)])
+    with pytest.raises(AssertionError, match="not finite"):
+      learner.learn(update, 0, lambda f=found: next(f), 3 * calls)
+  assert learner.learn(update, 0, lambda: 1.0, 3 * calls) == 3
 
 
 def test_what_does_not_fit_is_refused_before_anything(context):
