@@ -160,7 +160,12 @@ def test_what_a_run_writes_is_read_back(undisturbed, tmp_path):
 def test_a_task_without_play_and_hindsight_runs_the_same_way(tmp_path):
   config = tiny_arithmetic("num_iterations=2", "evaluation.interval=0")
   config.evaluation.strategies = ()  # greedy alone
-  iterate.run(config, tmp_path)
+  state = iterate.run(config, tmp_path)
+  initial, learned = config.initialize, config.learn
+  assert int(state.num_updates) == (
+    initial.num_iterations * initial.num_updates + 2 * learned.num_updates
+  )
+  assert initial.num_updates != learned.num_updates
   rows = metrics.read_jsonl(tmp_path / "metrics.jsonl")
   assert [row["kind"] for row in rows] == ["initialize"] + ["iteration"] * 2
   assert rows[0]["demonstrations/optimal_solved"] == 1
