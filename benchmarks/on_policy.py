@@ -268,7 +268,9 @@ def main(argv=None):
   parser.add_argument("--microbatches", type=int, default=1, help="ours")
   parser.add_argument("--devices", type=int, default=1, help="share our rows")
   parser.add_argument("--peers", default="plain_jax,trl,tunix")
-  parser.add_argument("--as_shipped", action="store_true")
+  parser.add_argument(
+    "--as_shipped", action="store_true", help="peers free their memory"
+  )
   for name in PEERS:
     parser.add_argument(f"--python_{name}", default=sys.executable)
   args = parser.parse_args(argv)

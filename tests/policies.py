@@ -10,7 +10,7 @@ import pathlib
 import jax
 import numpy as np
 
-from o1jax import build
+from o1jax import build, load
 from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 from o1jax.checkpoint import Checkpoints
@@ -19,6 +19,7 @@ from o1jax.learning import update
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import make_network
 from o1jax.policy.tokenizer import train_tokenizer
+from o1jax.studies.context import Context
 from o1jax.tasks import make_task
 from o1jax.tasks.countdown import Countdown
 from o1jax.types import Problem, Verdict
@@ -151,6 +152,15 @@ def tiny_arithmetic(*changed: str):
   """The same for arithmetic."""
   path = f"{ROOT}/configs/arithmetic.py:smoke"
   return config_lib.load_config(path, [*TINY_ARITHMETIC, *changed])
+
+
+def tiny_context() -> Context:
+  """The tiny policy and four problems, on two devices; close it."""
+  task = ToyTask(num_numbers=3, min_number=1, max_number=9)
+  mesh = mesh_lib.make_mesh({"data": 2})
+  params = mesh_lib.replicate(tiny_params(), mesh)
+  trained = load.Trained(tiny_config(), task, tiny_policy(), params, mesh, 7)
+  return Context(trained, task.heldout_problems(4))
 
 
 def tiny_workdir(workdir: pathlib.Path, num_saves: int) -> None:

@@ -1,5 +1,6 @@
 """The study of behaviours: its tables by hand, cells on a tiny policy."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -7,8 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from o1jax import load
-from o1jax import mesh as mesh_lib
 from o1jax.encoding import Lengths
 from o1jax.learning.optimizer import make_optimizer
 from o1jax.searched import FoundSolution, Searched
@@ -16,7 +15,12 @@ from o1jax.studies import behaviors, learner, search
 from o1jax.studies.context import Context
 from o1jax.studies.study import Measured
 from o1jax.tasks import make_task
-from policies import ToyTask, tiny_config, tiny_params, tiny_policy
+from policies import (
+  ToyTask,
+  tiny_config,
+  tiny_context,
+  tiny_policy,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -36,13 +40,8 @@ CELL = {
 
 @pytest.fixture(scope="module")
 def context():
-  task = ToyTask(num_numbers=3, min_number=1, max_number=9)
-  mesh = mesh_lib.make_mesh({"data": 2})
-  params = mesh_lib.replicate(tiny_params(), mesh)
-  trained = load.Trained(tiny_config(), task, tiny_policy(), params, mesh, 7)
-  made = Context(trained, task.heldout_problems(4))
-  yield made
-  made.close()
+  with contextlib.closing(tiny_context()) as made:
+    yield made
 
 
 @pytest.fixture

@@ -1,18 +1,20 @@
 """The study of ways to learn: its table by hand, a cell on a tiny policy."""
 
+import contextlib
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
-from o1jax import load, regime_parts
-from o1jax import mesh as mesh_lib
+from o1jax import regime_parts
 from o1jax.learning.optimizer import make_optimizer
 from o1jax.studies import learning
 from o1jax.studies.context import Context
 from o1jax.studies.study import Measured
-from policies import ToyTask, tiny_config, tiny_params, tiny_policy
+from policies import (
+  tiny_context,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -29,13 +31,8 @@ CELL = {
 
 @pytest.fixture(scope="module")
 def context():
-  task = ToyTask(num_numbers=3, min_number=1, max_number=9)
-  mesh = mesh_lib.make_mesh({"data": 2})
-  params = mesh_lib.replicate(tiny_params(), mesh)
-  trained = load.Trained(tiny_config(), task, tiny_policy(), params, mesh, 7)
-  made = Context(trained, task.heldout_problems(4))
-  yield made
-  made.close()
+  with contextlib.closing(tiny_context()) as made:
+    yield made
 
 
 @pytest.mark.parametrize("method", sorted(learning.METHODS))
