@@ -233,7 +233,7 @@ def get_config(arg=None):
     config.num_iterations = 24
     config.initialize.num_iterations = 1
     config.initialize.num_updates = 200
-    # A row of a chain has room for three wrong attempts and a right one.
+    # Room for three wrong attempts and a right one, or for two short chains.
     config.lengths.reflection_tokens = 128
     config.lengths.thinking_tokens = 180
     config.learn.optimizer.name = "muon"
@@ -245,8 +245,8 @@ def get_config(arg=None):
     config.regimes.changes.chains = (
       "learn.rows.hindsight_play=24",
       "learn.rows.consequences=4",
-      "learn.rows.retrying=12",
-      "learn.rows.retried=6",
+      "learn.rows.retrying=7",
+      "learn.rows.retried=3",
     )
 
   if arg == "smoke":

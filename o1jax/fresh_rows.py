@@ -25,8 +25,9 @@ from o1jax.learning.baselines import MovingBaseline
 from o1jax.learning.objective import Objective, PolicyGradient
 from o1jax.learning.update import TrainState
 from o1jax.linearize import linearize
+from o1jax.packing import empty_rows, pack_rows
 from o1jax.rollouts import Advantages, Deck, Pairs, ScoreFn
-from o1jax.rows import FRESH, chain_entry
+from o1jax.rows import FRESH, chain_document, chain_entry
 from o1jax.searched import Searched
 from o1jax.tasks.task import Task
 from o1jax.types import Problem, ScoredSolution, Verdict
@@ -183,7 +184,9 @@ class FreshRows:
 
   def _linearized(self, searched, verdicts):
     lengths, mark = self._policy.lengths, self._task.thinking_mark
-    entries = []
+    width = lengths.reflection_tokens or lengths.row_tokens
+    pad_id = self._policy.tokenizer.pad_id
+    made = []
     for one, judged in zip(searched, verdicts, strict=True):
       found = linearize(
         one,
@@ -192,19 +195,16 @@ class FreshRows:
       )
       if found is not None:
         problem, text = found
-        entries.append(
-          chain_entry(self._policy, self._task, problem, mark + text)
-        )
-    rows, num_dropped = make_learner_batch(
-      [self._prompt(entry.problem) for entry in entries],
-      entries,
-      length=lengths.reflection_tokens or lengths.row_tokens,
-      policy_weights="step_weights",
-      value_positions="none",
-      pad_id=self._policy.tokenizer.pad_id,
-    )
-    numbers = {"linearized": len(entries), "linearized_too_long": num_dropped}
-    return rows, numbers
+        entry = chain_entry(self._policy, self._task, problem, mark + text)
+        made.append(chain_document(self._prompt(problem), entry))
+    fitting = [document for document in made if len(document.tokens) <= width]
+    numbers = {
+      "linearized": len(made),
+      "linearized_too_long": len(made) - len(fitting),
+    }
+    if not fitting:
+      return empty_rows(0, width, pad_id=pad_id), numbers
+    return pack_rows(fitting, width, pad_id=pad_id), numbers
 
   def _paired(self, state, searched, experience, rng, iteration):
     options = self._pairs

@@ -7,11 +7,22 @@ a document of each token, so that documents do not read each other, and
 positions that start anew (`policy.next_token_log_probs`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
+from o1jax.types import PackedBatch
+
 PADDING = -1  # the segment of padding
+
+
+class Document(NamedTuple):
+  """Tokens `[T]`, and `[T]` the weight of the token that follows each."""
+
+  tokens: np.ndarray
+  weights: np.ndarray
 
 
 def first_fit(
@@ -82,3 +93,57 @@ def pack_documents(
       positions[row, own] = np.arange(size)
       begin += size
   return tokens, segment_ids, positions
+
+
+def pack_rows(
+  documents: Sequence[Document], length: int, *, pad_id: int = 0
+) -> PackedBatch:
+  """Documents with their weights, `[B, T]`; arguments of `pack_documents`."""
+  tokens, segment_ids, positions = pack_documents(
+    [document.tokens for document in documents], length, pad_id=pad_id
+  )
+  weights = np.zeros(tokens.shape, np.float32)
+  rows = first_fit([len(document.tokens) for document in documents], length)
+  for row, members in enumerate(rows):
+    own = np.concatenate([documents[i].weights for i in members])
+    weights[row, : len(own)] = own
+  return PackedBatch(tokens, segment_ids, positions, weights)
+
+
+def empty_rows(num_rows: int, length: int, *, pad_id: int = 0) -> PackedBatch:
+  """Rows `[B, T]` of nothing but padding."""
+  shape = num_rows, length
+  return PackedBatch(
+    tokens=np.full(shape, pad_id, np.int32),
+    segment_ids=np.full(shape, PADDING, np.int32),
+    positions=np.zeros(shape, np.int32),
+    policy_weights=np.zeros(shape, np.float32),
+  )
+
+
+def pack_batches(
+  documents: Iterator[Document],
+  length: int,
+  num_rows: int,
+  num_batches: int,
+  *,
+  pad_id: int = 0,
+) -> PackedBatch:
+  """Batches `[K, B, T]` of a stream of documents that does not end.
+
+  Those that a batch has no room for begin the next one; what is left of them
+  at the end is not used.
+  """
+  capacity = num_rows * length
+  members: list[Document] = []
+  batches = []
+  for _ in range(num_batches):
+    size = sum(len(member.tokens) for member in members)
+    while size <= capacity:
+      members.append(next(documents))
+      size += len(members[-1].tokens)
+    sizes = [len(member.tokens) for member in members]
+    num_used = sum(map(len, first_fit(sizes, length, num_rows)))
+    batches.append(pack_rows(members[:num_used], length, pad_id=pad_id))
+    members = members[num_used:]
+  return jax.tree.map(lambda *rows: np.stack(rows), *batches)

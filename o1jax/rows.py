@@ -4,7 +4,9 @@ A mix names kinds of rows and how many of each stand in a batch. Some are
 written by the task (demonstrations), some are what searches found
 (experience). They differ in their weights only (see `LearnerBatch`), and rows
 with judgements, revisions or comparisons, which are long, may stand in a group
-of their own width, so that the others stay cheap:
+of their own width, so that the others stay cheap. Chains of thought, whose
+lengths differ most, are packed: several of them in a row, as documents are. The
+kinds:
 
   random_play     demonstrations: legal play, target independent of the play
   consequences    the same, learned only where a step follows from its choice:
@@ -18,7 +20,7 @@ of their own width, so that the others stay cheap:
                   criticism and the right solution are learned
   revised         demonstrations: the same, the last solution right or wrong: it
                   is the value's target at the last step, nothing else
-  retrying        demonstrations: a chain of thought, wrong attempts and a right
+  retrying        demonstrations: chains of thought, wrong attempts and a right
                   one; of the attempts only results and remaining numbers are
                   learned
   retried         D_search: the same, of solutions that search found
@@ -33,7 +35,7 @@ of their own width, so that the others stay cheap:
   value           D_search: the outcome as the value's target, nothing else
   policy_gradient this iteration: every draw, with its advantage
   best            this iteration: the best draw of each problem, cloned
-  linearized      this iteration: each tree as a chain of thought, with its dead
+  linearized      this iteration: trees as chains of thought, with their dead
                   ends, cloned
   pairs           a preferred and a dispreferred solution, or step: a row each
   documents       texts of a file, several in a row: pre-training
@@ -41,6 +43,7 @@ of their own width, so that the others stay cheap:
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +52,7 @@ import numpy as np
 
 from o1jax.encoding import Lengths, Policy
 from o1jax.experience import Experience, make_learner_batch
+from o1jax.packing import Document, empty_rows, pack_batches
 from o1jax.rollouts import Deck
 from o1jax.tasks import reflection
 from o1jax.tasks.task import Task
@@ -76,7 +80,7 @@ DEMONSTRATIONS = {
 # Those of words of their own, which the tokenizer has to see. Where there are
 # marks in the text, only a part of it is learned.
 REFLECTIONS = (*reflection.KINDS, "long_thought", "retrying")
-# Those whose rows are chains of thought, however they are made.
+# Those of chains of thought, several in a row, and who makes them.
 CHAINS = ("retrying", "retried", "linearized")
 # Wrong attempts in a row of `retried`: uniform from none to this many.
 MAX_ATTEMPTS = 3
@@ -91,7 +95,7 @@ POOLS = {
 FRESH = {
   "policy_gradient": PolicyGradientBatch,
   "best": LearnerBatch,
-  "linearized": LearnerBatch,
+  "linearized": PackedBatch,
   "pairs": PreferenceBatch,
 }
 # Kinds that are drawn from files (`text_rows`), and their group.
@@ -141,7 +145,7 @@ def group_sizes(
 
 def _group(kind: str, lengths: Lengths) -> tuple[type, int]:
   """The group of a batch in which rows of a kind stand."""
-  groups = FRESH | TEXTS
+  groups = dict.fromkeys(CHAINS, PackedBatch) | FRESH | TEXTS
   return groups.get(kind, LearnerBatch), _width(kind, lengths)
 
 
@@ -233,6 +237,15 @@ def chain_entry(
   return dataclasses.replace(entry, step_weights=weights)
 
 
+def chain_document(prompt: np.ndarray, entry: ScoredSolution) -> Document:
+  """A solution behind its prompt, with its weights, for a row of several."""
+  tokens = np.concatenate([prompt, entry.tokens])
+  weights = np.zeros(len(tokens), np.float32)
+  # The weight of a token lies at the position before it.
+  weights[len(prompt) - 1 : -1] = entry.step_weights
+  return Document(tokens, weights)
+
+
 def after_mark(policy: Policy, task: Task, tokens: np.ndarray) -> np.ndarray:
   """Where the following token is calculated and not chosen, `[..., T]` bool.
 
@@ -303,8 +316,8 @@ class RowMaker:
     parts: dict[tuple[type, int], list[Any]] = {}
     num_dropped = 0
     for kind, count in self._mix.items():
-      if kind == "retried":
-        rows, dropped = self._retried(rng, experience, num_batches * count)
+      if kind in ("retrying", "retried"):
+        rows, dropped = self._chains(rng, experience, kind, num_batches, count)
       elif kind == "documents":
         packed = self._text_rows.documents(rng, num_batches, count)
         rows, dropped = jax.tree.map(np.concatenate, packed), 0
@@ -413,13 +426,51 @@ class RowMaker:
     weights = np.where(is_after, batch.policy_weights, np.float32(0))
     return batch.replace(policy_weights=weights)
 
-  def _retried(self, rng, experience, count):
+  def _chains(self, rng, experience, kind, num_batches, num_rows):
+    """Rows `[K * B, T]` of chains of thought, several in each."""
+    width = _width(kind, self._policy.lengths)
+    pad_id = self._policy.tokenizer.pad_id
+    num_dropped = 0
+
+    def fitting() -> list[Document]:
+      nonlocal num_dropped
+      made = self._chain_documents(
+        rng, experience, kind, num_batches * num_rows
+      )
+      fit = [document for document in made if len(document.tokens) <= width]
+      num_dropped += len(made) - len(fit)
+      return fit
+
+    first = fitting()
+    if not first:
+      rows = empty_rows(num_batches * num_rows, width, pad_id=pad_id)
+      return rows, num_dropped
+    # What follows the first is made as it is needed.
+    more = (document for _ in itertools.count() for document in fitting())
+    packed = pack_batches(
+      itertools.chain(first, more),
+      width,
+      num_rows,
+      num_batches,
+      pad_id=pad_id,
+    )
+    return jax.tree.map(np.concatenate, packed), num_dropped
+
+  def _chain_documents(self, rng, experience, kind, count):
+    """So many of them; none where search has not solved what it failed in."""
+    if kind == "retrying":
+      pairs = self._task.demonstrations(kind, rng, count)
+      pairs = [pairs[i] for i in rng.permutation(count)]
+    else:
+      pairs = self._retried(rng, experience.attempts(), count)
+    prompts, entries = self._encode(pairs)
+    entries = self._with_parts_learned(entries)
+    return list(map(chain_document, prompts, entries))
+
+  def _retried(self, rng, tried, count):
     """Chains of thought from problems with right and wrong solutions."""
-    tried = experience.attempts()
-    if not tried:
-      return self._empty("retried", count), 0
     pairs = []
-    for place in rng.integers(0, len(tried), count):
+    for place in rng.integers(0, len(tried), count if tried else 0):
       right, wrong = tried[place]
       limit = min(int(rng.integers(0, MAX_ATTEMPTS + 1)), len(wrong))
       drawn = rng.permutation(len(wrong))[:limit]
@@ -427,9 +478,7 @@ class RowMaker:
       attempts = [wrong[i].text for i in drawn]
       text = self._task.chain(solution.problem, attempts, solution.text)
       pairs.append((solution.problem, text))
-    prompts, entries = self._encode(pairs)
-    entries = self._with_parts_learned(entries)
-    return self._lay_out("retried", prompts, entries, "step_weights", "none")
+    return pairs
 
   def _pool_rows(self, rng, experience, kind, count):
     pool, policy_weights, value_positions = POOLS[kind]

@@ -16,7 +16,7 @@ import numpy as np
 
 from o1jax.corpora import Dialog, Texts
 from o1jax.encoding import Policy
-from o1jax.packing import first_fit, pack_documents
+from o1jax.packing import Document, pack_batches
 from o1jax.types import LearnerBatch, PackedBatch
 
 
@@ -67,37 +67,20 @@ class TextRows:
   ) -> PackedBatch:
     """Batches `[K, B, T]` of packed documents, drawn without a preference.
 
-    All of them pass once before any comes again. Those that a batch has no
-    room for begin the next one; what is left at the end of a call is not used.
+    All of them pass once before any comes again (`packing.pack_batches`).
 
     Raises:
       ValueError: there are none.
     """
     if not self._pieces:
       raise ValueError("no documents to draw from: name a file of them")
-    order = self._shuffled(rng)
-    capacity = num_rows * self._length
-    members: list[np.ndarray] = []
-    batches = []
-    for _ in range(num_batches):
-      size = sum(map(len, members))
-      while size <= capacity:
-        members.append(self._pieces[next(order)])
-        size += len(members[-1])
-      rows = first_fit([len(m) for m in members], self._length, num_rows)
-      num_used = sum(map(len, rows))
-      batches.append(
-        pack_documents(
-          members[:num_used], self._length, pad_id=self._tokenizer.pad_id
-        )
-      )
-      members = members[num_used:]
-    tokens, segment_ids, positions = map(np.stack, zip(*batches, strict=True))
-    weights = np.zeros(tokens.shape, np.float32)
-    weights[..., :-1] = (segment_ids[..., 1:] >= 0) & (
-      segment_ids[..., 1:] == segment_ids[..., :-1]
+    return pack_batches(
+      (self._pieces[place] for place in self._shuffled(rng)),
+      self._length,
+      num_rows,
+      num_batches,
+      pad_id=self._tokenizer.pad_id,
     )
-    return PackedBatch(tokens, segment_ids, positions, weights)
 
   def instructions(
     self, rng: np.random.Generator, count: int
@@ -154,10 +137,16 @@ class TextRows:
     return encoded
 
 
-def _cut(tokens: Sequence[int], length: int) -> list[np.ndarray]:
+def _cut(tokens: Sequence[int], length: int) -> list[Document]:
   """Pieces of at most `length` tokens, each from the last of the one before."""
   tokens = np.array(tokens, np.int32)
-  return [
+  pieces = [
     tokens[begin : begin + length]
     for begin in range(0, len(tokens) - 1, length - 1)
+  ]
+  # Nothing follows the last token.
+  learned = np.arange(length, 0, -1) > 1
+  return [
+    Document(piece, learned[-len(piece) :].astype(np.float32))
+    for piece in pieces
   ]

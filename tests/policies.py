@@ -184,3 +184,26 @@ def tiny_workdir(workdir: pathlib.Path, num_saves: int) -> None:
       meta={"metrics_cursor": 0},
       metric=-step,
     )
+
+
+def packed_members(batch):
+  """The documents of packed `[..., T]` rows in order of batch, row and place.
+
+  Each as `(tokens, weights)`; weights are those of the token that follows.
+  Checks the places in documents, and that padding weighs nothing.
+  """
+  found = []
+  flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), batch)
+  for row, segments in enumerate(flat.segment_ids):
+    for segment in range(segments.max() + 1):
+      own = segments == segment
+      np.testing.assert_array_equal(
+        flat.positions[row, own], np.arange(own.sum())
+      )
+      found.append((flat.tokens[row, own], flat.policy_weights[row, own]))
+    is_padding = segments < 0
+    assert (
+      flat.tokens[row, is_padding] == tiny_policy().tokenizer.pad_id
+    ).all()
+    assert not flat.policy_weights[row, is_padding].any()
+  return found

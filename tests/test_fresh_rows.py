@@ -18,7 +18,7 @@ from o1jax.learning.optimizer import make_optimizer
 from o1jax.policy.network import next_token_log_probs
 from o1jax.rollouts import Advantages, Pairs
 from o1jax.solver import Solver
-from policies import ToyTask, tiny_params, tiny_policy
+from policies import ToyTask, packed_members, tiny_params, tiny_policy
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -477,16 +477,18 @@ def test_trees_become_chains_of_thought_that_end_right():
   assert numbers["learn/linearized_too_long"] == 0
   rows = decks["linearized"].rows
   tokenizer = policy.tokenizer
-  for problem, tokens, length, weights in zip(
-    solved, rows.tokens, rows.lengths, rows.policy_weights, strict=True
-  ):
-    assert tokens[length - 1] == tokenizer.eos_id
-    text = tokenizer.decode(tokens[: length - 1].tolist())
+  chains = packed_members(rows)
+  assert len(rows.tokens) < len(chains) == len(solved)
+  of_prompt = {problem.prompt: problem for problem in solved}
+  for tokens, weights in chains:
+    assert tokens[-1] == tokenizer.eos_id and weights[-1] == 0
+    text = tokenizer.decode(tokens[:-1].tolist())
+    problem = of_prompt.pop(text.partition("\n")[0] + "\n")
     head = f"{problem.prompt}think:\n"
     assert text.startswith(head)
     answer = TASK.final_solution(text.removeprefix(problem.prompt))
     assert TASK.check(problem, answer).is_correct
     # All but what is given is learned.
     start = len(tokenizer.encode(head))
-    assert not weights[: start - 1].any() and weights[length - 1 :].max() == 0
-    assert weights[start - 1 : length - 1].min() == 1
+    assert not weights[: start - 1].any()
+    assert weights[start - 1 : -1].min() == 1

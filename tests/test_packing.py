@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from o1jax.packing import first_fit, pack_documents
+from o1jax.packing import (
+  Document,
+  empty_rows,
+  first_fit,
+  pack_batches,
+  pack_documents,
+)
 from o1jax.policy import TransformerConfig, make_network, next_token_log_probs
 
 CONFIG = TransformerConfig(
@@ -55,6 +61,41 @@ def test_first_fit_stops_where_a_row_more_would_open():
   # 1 would have room, but stands behind what has none.
   assert first_fit(sizes, 5, 2) == [[0, 2], [1, 3]]
   assert first_fit(sizes, 5, 1) == [[0]]
+
+
+def test_batches_of_a_stream_hold_it_in_order():
+  """Each batch by hand from the documents that the others leave."""
+  rng = np.random.default_rng(1)
+  documents = [
+    Document(
+      rng.integers(1, 19, size).astype(np.int32),
+      rng.random(size).astype(np.float32),
+    )
+    for size in rng.integers(1, 9, 60)
+  ]
+  found = pack_batches(iter(documents), 8, 3, 4, pad_id=7)
+  left = documents
+  for k in range(4):
+    batch = jax.tree.map(lambda x, k=k: x[k], found)
+    rows = first_fit([len(one.tokens) for one in left], 8, 3)
+    for row, members in enumerate(rows):
+      own = np.concatenate([left[i].tokens for i in members])
+      assert batch.tokens[row].tolist() == [*own, *[7] * (8 - len(own))]
+      own = np.concatenate([left[i].weights for i in members])
+      assert batch.policy_weights[row, : len(own)].tolist() == own.tolist()
+      assert not batch.policy_weights[row, len(own) :].any()
+      segments = np.repeat(
+        np.arange(len(members)), [len(left[i].tokens) for i in members]
+      )
+      assert batch.segment_ids[row, : len(own)].tolist() == segments.tolist()
+      assert (batch.segment_ids[row, len(own) :] == -1).all()
+    left = left[sum(map(len, rows)) :]
+
+
+def test_empty_rows_are_padding():
+  rows = empty_rows(2, 5, pad_id=3)
+  assert (rows.tokens == 3).all() and (rows.segment_ids == -1).all()
+  assert not rows.policy_weights.any() and rows.positions.shape == (2, 5)
 
 
 def test_every_document_is_there_once():

@@ -13,7 +13,7 @@ from o1jax.learning import update
 from o1jax.learning.objective import Objective
 from o1jax.text_rows import TextRows
 from o1jax.types import LearnerBatch, PackedBatch
-from policies import tiny_params, tiny_policy
+from policies import packed_members, tiny_params, tiny_policy
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -38,32 +38,12 @@ def draw(rows, num_batches, num_rows, seed=0):
   return rows.documents(np.random.default_rng(seed), num_batches, num_rows)
 
 
-def members_of(batch):
-  """The documents of `[K, B, T]` batches in order of batch, row and place.
-
-  Each as `(tokens, weights)`; weights are those of the token that follows.
-  """
-  found = []
-  flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), batch)
-  for row, segments in enumerate(flat.segment_ids):
-    for segment in range(segments.max() + 1):
-      own = segments == segment
-      np.testing.assert_array_equal(
-        flat.positions[row, own], np.arange(own.sum())
-      )
-      found.append((flat.tokens[row, own], flat.policy_weights[row, own]))
-    is_padding = segments < 0
-    assert (flat.tokens[row, is_padding] == TOKENIZER.pad_id).all()
-    assert not flat.policy_weights[row, is_padding].any()
-  return found
-
-
 def test_of_a_document_every_token_but_the_first_is_learned():
   batch = draw(document_rows(DOCUMENTS, 40), 3, 2)
   assert batch.tokens.shape == (3, 2, 40)
   assert batch.tokens.dtype == batch.segment_ids.dtype == np.int32
   whole = [tokens_of(text) for text in DOCUMENTS]
-  for tokens, weights in members_of(batch):
+  for tokens, weights in packed_members(batch):
     assert tokens.tolist() in whole
     assert weights.tolist() == [1.0] * (len(tokens) - 1) + [0.0]
   # Rows are filled: no document of the corpus would still have room.
@@ -76,7 +56,7 @@ def test_all_documents_pass_once_before_any_comes_again():
   documents = [f"{i} + {i} = {2 * i}" for i in range(30)]
   size = len(tokens_of(documents[-1]))
   rows = document_rows(documents, 3 * size)
-  found = [tokens.tolist() for tokens, _ in members_of(draw(rows, 8, 2))]
+  found = [tokens.tolist() for tokens, _ in packed_members(draw(rows, 8, 2))]
   first = found[: len(documents)]
   assert len(found) >= 8 * 2 * 3
   assert sorted(first) == sorted(tokens_of(text) for text in documents)
@@ -91,11 +71,11 @@ def test_a_long_document_is_cut_and_each_token_learned_once():
     num_pieces = -(-(len(whole) - 1) // (length - 1))
     # As many rows as pieces, so that all are drawn once.
     batch = draw(rows, 1, num_pieces)
-    pieces = [tokens.tolist() for tokens, _ in members_of(batch)]
+    pieces = [tokens.tolist() for tokens, _ in packed_members(batch)]
     assert max(map(len, pieces)) <= length
     starts = {tuple(whole[i : i + length]): i for i in range(len(whole) - 1)}
     learned = []
-    for piece, (_, weights) in zip(pieces, members_of(batch), strict=True):
+    for piece, (_, weights) in zip(pieces, packed_members(batch), strict=True):
       begin = starts[tuple(piece)]
       learned += [begin + 1 + i for i in np.flatnonzero(weights)]
     assert set(learned) == set(range(1, len(whole)))
@@ -113,7 +93,7 @@ def test_a_packed_gradient_is_that_of_the_documents_apart():
   policy = policy_of(30)
   rows = TextRows(policy, Texts(DOCUMENTS, ()))
   packed = jax.tree.map(lambda x: x[0], draw(rows, 1, 4))
-  members = members_of(packed)
+  members = packed_members(packed)
   assert len(members) > 6
   tokens = np.full((len(members), 30), TOKENIZER.pad_id, np.int32)
   weights = np.zeros(tokens.shape, np.float32)

@@ -14,7 +14,13 @@ from o1jax.rows import RowMaker, chain_entry, learned_parts
 from o1jax.tasks import make_task
 from o1jax.thinking import Thinking
 from o1jax.types import ScoredSolution
-from policies import ToyTask, countdown, tiny_params, tiny_policy
+from policies import (
+  ToyTask,
+  countdown,
+  packed_members,
+  tiny_params,
+  tiny_policy,
+)
 
 TASK = make_task(
   "countdown",
@@ -25,6 +31,7 @@ TASK = make_task(
   canonical_play=True,
   balanced_hindsight=True,
 )
+EOS = tiny_policy().tokenizer.eos_id
 LONG = Lengths(14, 5, 2, row_tokens=64, reflection_tokens=400)
 
 
@@ -86,23 +93,21 @@ def test_wrong_attempts_are_not_learned_but_when_to_go_on_is():
   ]
 
 
-def rows_of(kind, experience, count=40):
+def rows_of(kind, experience, num_rows=20):
+  """Each chain in rows of a kind, and what is learned of it, as texts."""
   policy = dataclasses.replace(tiny_policy(), lengths=LONG)
-  maker = RowMaker(policy, TASK, {kind: count})
+  maker = RowMaker(policy, TASK, {kind: num_rows})
   rng = np.random.default_rng(5)
-  batch, num_dropped = maker.batches(rng, experience, 1)
-  assert num_dropped == 0 and not batch.value_weights.any()
+  batch, num_dropped = maker.batches(rng, experience, 2)
+  assert num_dropped == 0 and batch.tokens.shape == (2, num_rows, 400)
+  chains = packed_members(batch)
+  # No row has room for two of the longest, and all have more than one.
+  assert len(chains) > 2 * 2 * num_rows
   tokenizer = policy.tokenizer
-  for tokens, length, weights in zip(
-    batch.tokens[0].tolist(),
-    batch.lengths[0],
-    batch.policy_weights[0],
-    strict=True,
-  ):
-    words = tokens[1:length]
-    is_learned = weights[: length - 1] > 0
-    assert words[-1] == tokenizer.eos_id and is_learned[-1]
-    text = tokenizer.decode([tokens[0], *words[:-1]])
+  for tokens, weights in chains:
+    words, is_learned = tokens[1:].tolist(), weights[:-1] > 0
+    assert words[-1] == tokenizer.eos_id and is_learned[-1] and not weights[-1]
+    text = tokenizer.decode([tokens[0].item(), *words[:-1]])
     learned = [t for t, has in zip(words, is_learned, strict=True) if has]
     yield text, tokenizer.decode(learned[:-1])
 
@@ -169,7 +174,30 @@ def test_without_a_right_solution_there_is_nothing_to_try_again_for():
   policy = dataclasses.replace(tiny_policy(), lengths=LONG)
   maker = RowMaker(policy, TASK, {"retried": 3})
   batch, _ = maker.batches(np.random.default_rng(0), experience, 1)
-  assert not batch.lengths.any() and not batch.policy_weights.any()
+  assert batch.tokens.shape == (1, 3, 400) and not packed_members(batch)
+
+
+def test_chains_longer_than_a_row_are_dropped_and_counted():
+  """Of a problem with one failure a chain has it or not: two lengths."""
+  experience = make_experience(make_entry(WRONG, 0.0), make_entry(RIGHT, 1.0))
+  problem = TASK.parse("3 7 2 = 13")
+  without, whole = (
+    [*tiny_policy().tokenizer.encode(problem.prompt + text), EOS]
+    for text in (TASK.chain(problem, a, RIGHT) for a in ([], [WRONG]))
+  )
+  for width, kept in (
+    (len(whole), [without, whole]),
+    (len(whole) - 1, [without]),
+    (len(without) - 1, []),
+  ):
+    lengths = LONG._replace(reflection_tokens=width)
+    policy = dataclasses.replace(tiny_policy(), lengths=lengths)
+    maker = RowMaker(policy, TASK, {"retried": 4})
+    batch, dropped = maker.batches(np.random.default_rng(0), experience, 3)
+    assert batch.tokens.shape == (3, 4, width)
+    found = {tuple(tokens.tolist()) for tokens, _ in packed_members(batch)}
+    assert found == set(map(tuple, kept))
+    assert (dropped > 0) == (len(kept) < 2)
 
 
 def test_attempts_are_parted_by_problem_and_follow_what_is_added():
