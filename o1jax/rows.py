@@ -43,6 +43,7 @@ kinds:
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -53,6 +54,7 @@ import numpy as np
 from o1jax.encoding import Lengths, Policy
 from o1jax.experience import Experience, make_learner_batch
 from o1jax.packing import Document, empty_rows, pack_batches
+from o1jax.policy.tokenizer import Tokenizer
 from o1jax.rollouts import Deck
 from o1jax.tasks import reflection
 from o1jax.tasks.task import Task
@@ -254,14 +256,19 @@ def after_mark(policy: Policy, task: Task, tokens: np.ndarray) -> np.ndarray:
   learned without what stands there instead of it.
   """
   tokenizer = policy.tokenizer
-  mark = task.consequence_mark.encode()
-  marks = [i for i, piece in enumerate(tokenizer.pieces) if mark in piece]
+  is_mark = _holding(tokenizer, task.consequence_mark)[tokens]
   index = np.broadcast_to(np.arange(tokens.shape[-1]), tokens.shape)
-  last_mark = np.where(np.isin(tokens, marks), index, -1)
+  last_mark = np.where(is_mark, index, -1)
   last_end = np.where(tokens == tokenizer.newline_id, index, -1)
   return np.maximum.accumulate(last_mark, -1) > (
     np.maximum.accumulate(last_end, -1)
   )
+
+
+@functools.lru_cache(maxsize=8)
+def _holding(tokenizer: Tokenizer, text: str) -> np.ndarray:
+  """Which pieces have a text in them, `[V]` bool."""
+  return np.array([text.encode() in piece for piece in tokenizer.pieces])
 
 
 class RowMaker:
