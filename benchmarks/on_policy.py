@@ -239,12 +239,15 @@ class Peer:
       raise
 
   def step(self) -> float:
-    self._process.stdin.write("\n")
-    self._process.stdin.flush()
+    # One that has ended says so below, and not as a broken pipe.
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.write("\n")
+      self._process.stdin.flush()
     return self._read()["seconds"]
 
   def close(self) -> None:
-    self._process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.close()
     self._process.wait()
     self._process.stdout.close()
 

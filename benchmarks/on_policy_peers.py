@@ -210,6 +210,23 @@ class Numbers:
     return 0
 
 
+def tunix_config(c):
+  """Our shape as a Llama of tunix's."""
+  from tunix.models.llama3 import model as llama
+
+  return llama.ModelConfig(
+    num_layers=c.num_layers,
+    vocab_size=c.vocab_size,
+    embed_dim=c.width,
+    hidden_dim=c.ffn_width,
+    num_heads=c.num_heads,
+    head_dim=c.head_width,
+    num_kv_heads=c.num_kv_heads,
+    rope_theta=10000,
+    norm_eps=1e-6,
+  )
+
+
 def tunix(c, turns: Turns) -> None:
   """`google-tunix` GRPOLearner with its own sampler and Llama, in float32."""
   import jax
@@ -221,17 +238,6 @@ def tunix(c, turns: Turns) -> None:
   from tunix.rl.grpo import grpo_learner
   from tunix.rl.rollout import base_rollout
 
-  shape = llama.ModelConfig(
-    num_layers=c.num_layers,
-    vocab_size=c.vocab_size,
-    embed_dim=c.width,
-    hidden_dim=c.ffn_width,
-    num_heads=c.num_heads,
-    head_dim=c.head_width,
-    num_kv_heads=c.num_kv_heads,
-    rope_theta=10000,
-    norm_eps=1e-6,
-  )
   devices = np.array(jax.devices()[:1]).reshape(1, 1)
   mesh = jax.sharding.Mesh(devices, ("fsdp", "tp"))
   role = rl_cluster.Role
@@ -274,7 +280,7 @@ def tunix(c, turns: Turns) -> None:
     )
     grpo_learner.GRPOLearner(
       rl_cluster=rl_cluster.RLCluster(
-        actor=llama.Llama3(shape, rngs=nnx.Rngs(0)),
+        actor=llama.Llama3(tunix_config(c), rngs=nnx.Rngs(0)),
         reference=None,
         tokenizer=Numbers(c.vocab_size),
         cluster_config=config,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from on_policy_peers import Numbers
+from on_policy_peers import Numbers, tunix_config
 
 from o1jax.policy import TransformerConfig
 
@@ -205,19 +205,8 @@ def tunix(
   from tunix.models.llama3 import model as llama
 
   c, width = config, prompts.shape[1]
-  shape = llama.ModelConfig(
-    num_layers=c.num_layers,
-    vocab_size=c.vocab_size,
-    embed_dim=c.width,
-    hidden_dim=c.ffn_width,
-    num_heads=c.num_heads,
-    head_dim=c.head_width,
-    num_kv_heads=c.num_kv_heads,
-    rope_theta=10000,
-    norm_eps=1e-6,
-  )
   sampler = tunix_sampler.Sampler(
-    llama.Llama3(shape, rngs=nnx.Rngs(0)),
+    llama.Llama3(tunix_config(c), rngs=nnx.Rngs(0)),
     Numbers(c.vocab_size),
     tunix_sampler.CacheConfig(
       cache_size=width + num_new,

@@ -35,7 +35,7 @@ from o1jax.types import Problem, ScoredSolution, Verdict
 # Wrong solutions told in a chain of thought that is made of a tree.
 MAX_DEAD_ENDS = 3
 # Draws that the trainer itself looks at where nothing reads its values.
-NUM_COMPARED = 4
+NUM_COMPARED = 2
 REFERENCES = ("none", "start", "iteration")
 # Baselines and rewards that compare the draws of a problem.
 OF_GROUPS = ("group", "group_std", "leave_one_out", "vbon")

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -86,6 +87,19 @@ def test_a_python_without_the_peer_says_so(tmp_path):
   peer = importlib.import_module("on_policy").Peer
   with pytest.raises(ImportError, match="No module named"):
     peer("trl", str(python), {"clock": "wall"})
+
+
+def test_a_peer_that_has_ended_says_so():
+  kind = importlib.import_module("on_policy").Peer
+  peer = kind.__new__(kind)
+  pipe = subprocess.PIPE
+  peer._process = subprocess.Popen(
+    [sys.executable, "-S", "-c", ""], stdin=pipe, stdout=pipe, text=True
+  )
+  peer._process.wait()
+  with pytest.raises(RuntimeError, match="a peer ended"):
+    peer.step()
+  peer.close()
 
 
 def test_a_full_copy_per_node_searches_the_same_tree():
