@@ -152,7 +152,7 @@ def get_config(arg=None):
   config.texts.label_noise = 0.0  # share of responses under another prompt
 
   config.questions = ConfigDict()  # see o1jax/question_generator.py
-  config.questions.source = "uniform"  # or frontier: solved half of the time
+  config.questions.source = "uniform"  # frontier or policy: who finds them
 
   config.experience = ConfigDict()
   config.experience.max_search = 20_000  # solutions kept

@@ -28,6 +28,7 @@ from o1jax.policy.config import TransformerConfig
 from o1jax.policy.network import make_network
 from o1jax.policy.tokenizer import Tokenizer, train_tokenizer
 from o1jax.question_generator import QuestionGenerator
+from o1jax.question_writer import QuestionWriter
 from o1jax.regime_parts import (
   Regime,
   make_regimes,
@@ -45,7 +46,7 @@ TOKENIZER_FILE = "tokenizer.model"
 TOKENIZER_STREAM = 2**31
 
 # Where the problems that are searched come from.
-SOURCES = ("uniform", "frontier")
+SOURCES = ("uniform", "frontier", "policy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Parts:
     regimes: ways to search and learn, by name.
     schedule: their order.
     questions: chooses the problems to search; None to draw them evenly.
+    writer: writes those that `questions` chooses from; None to draw them.
     limits: what the run must keep to.
     experience: what a run begins with: empty, or read from a file.
     heldout: problems that strategies are compared on.
@@ -76,6 +78,7 @@ class Parts:
   regimes: Mapping[str, Regime]
   schedule: Schedule
   questions: QuestionGenerator | None
+  writer: QuestionWriter | None
   limits: Limits
   experience: Experience
   heldout: Sequence[Problem]
@@ -135,6 +138,9 @@ def tokenizer_of(config: Any, task: Task, workdir: pathlib.Path) -> Tokenizer:
     for kind in rows.REFLECTIONS:
       if any(kind in mix and mix[kind] for mix in mixes):
         texts += task.corpus(rng, -(-num_texts // 4), kind)
+    if teaches_questions(config):
+      drawn = task.sample_problems(rng, -(-num_texts // 4))
+      texts += [task.question_mark + problem.prompt for problem in drawn]
     texts += texts_of(config).corpus(rng, num_texts)
     return train_tokenizer(
       texts,
@@ -258,6 +264,7 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
       policy, task, config.initialize.rows, text_rows=text_rows
     )
     regimes = make_regimes(configs, task, policy, optimizer, mesh, text_rows)
+  questions = questions_of(config, task)
   return Parts(
     task=task,
     policy=policy,
@@ -267,7 +274,8 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
     initialize_rows=initialize_rows,
     regimes=regimes,
     schedule=schedule_of(config),
-    questions=questions_of(config, task),
+    questions=questions,
+    writer=writer_of(config, policy, task, mesh, questions),
     limits=limits_of(config),
     experience=first_experience(config, policy, task),
     heldout=heldout,
@@ -295,7 +303,7 @@ def questions_of(
         f"questions.source={source!r} is unknown; take one of "
         f"{', '.join(SOURCES)}"
       )
-    if source == "frontier":
+    if source != "uniform":
       if arrays is not None:
         return QuestionGenerator.from_arrays(arrays, task, **options)
       return QuestionGenerator(task, **options)
@@ -305,6 +313,41 @@ def questions_of(
         "out, or set questions.source to 'frontier'"
       )
   return None
+
+
+def teaches_questions(config: Any) -> bool:
+  """Whether any rows of the run teach the policy to write problems."""
+  return any(mix.get(rows.QUESTIONS) for mix in mixes_of(config).values())
+
+
+def writer_of(
+  config: Any,
+  policy: Policy,
+  task: Task,
+  mesh: Mesh,
+  questions: QuestionGenerator | None,
+) -> QuestionWriter | None:
+  """What writes the problems to search; None to draw them.
+
+  Raises:
+    UserError: nothing teaches the policy to, or its texts have no room.
+  """
+  if config.questions.source != "policy":
+    return None
+  with user_input():
+    if not teaches_questions(config):
+      raise ValueError(
+        "questions.source='policy', but no rows teach the policy to write "
+        "problems: set initialize.rows.questions or learn.rows.questions above "
+        "0"
+      )
+    return QuestionWriter(
+      policy,
+      task,
+      mesh,
+      batch_size=config.search.batch_size,
+      num_texts=questions.pool_factor,
+    )
 
 
 def limits_of(config: Any) -> Limits:

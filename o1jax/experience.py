@@ -73,6 +73,7 @@ class Experience:
     # By pool, what weights are made of: iterations, rates of success, outcomes.
     self._columns: dict[str, tuple[np.ndarray, ...]] = {}
     self._attempts: list[tuple[list, list]] | None = None
+    self._rates: list[tuple[Problem, float]] | None = None
 
   def __len__(self) -> int:
     return sum(map(len, self._pools.values()))
@@ -98,7 +99,8 @@ class Experience:
       if num_extra > 0:
         for key in list(pool)[:num_extra]:
           del pool[key]
-    self._lists, self._columns, self._attempts = {}, {}, None
+    self._lists, self._columns = {}, {}
+    self._attempts = self._rates = None
 
   def pool(self, name: str) -> list[ScoredSolution]:
     """Entries of one source, or "expert"; oldest first. Not to be changed."""
@@ -346,6 +348,21 @@ class Experience:
       ]
       self._attempts = [both for both in parted if both[0]]
     return self._attempts
+
+  def success_rates(self) -> list[tuple[Problem, float]]:
+    """Problems that search tried, each with the share of right solutions.
+
+    Solutions are distinct texts; problems come in the order of their first.
+    """
+    if self._rates is None:
+      self._rates = [
+        (
+          group[0].problem,
+          sum(entry.outcome_reward == 1 for entry in group) / len(group),
+        )
+        for group in _by_problem(self.pool("search"))
+      ]
+    return self._rates
 
   def _present(self, iteration: int | None) -> int:
     return self.newest_iteration if iteration is None else iteration

@@ -58,7 +58,7 @@ from o1jax.searched import (
   tree_record,
 )
 from o1jax.tasks.task import Task
-from o1jax.types import ScoredSolution, Verdict
+from o1jax.types import Problem, ScoredSolution, Verdict
 
 # The rows of one call of the update, and how many were dropped.
 BatchesFn = Callable[[], tuple[Any, int]]
@@ -375,13 +375,8 @@ def search(
   Returns:
     The searches, the verdicts on the solutions of each, and numbers.
   """
-  rng = stream(config, progress.iteration, PROBLEMS)
-  count, questions = config.search.num_problems, progress.questions
-  chosen: dict[str, float] = {}
-  if questions is None:
-    problems = parts.task.sample_problems(rng, count)
-  else:
-    problems, chosen = questions.propose(rng, count)
+  questions = progress.questions
+  problems, chosen = propose(config, parts, progress, key)
   solver = present_regime(parts, progress).solver
   searched = solver(progress.state.average_params, key, problems)
   verdicts = [parts.evaluator.judge(one) for one in searched]
@@ -393,6 +388,25 @@ def search(
     chosen |= questions.learn(problems, rates)
   values = {f"questions/{name}": value for name, value in chosen.items()}
   return searched, verdicts, values | health.search_metrics(searched, verdicts)
+
+
+def propose(
+  config: Any, parts: Parts, progress: Progress, key: jax.Array
+) -> tuple[list[Problem], dict[str, float]]:
+  """The training problems to search, from where the config says.
+
+  Returns:
+    The problems, and numbers of their choice.
+  """
+  rng = stream(config, progress.iteration, PROBLEMS)
+  count, questions = config.search.num_problems, progress.questions
+  if questions is None:
+    return parts.task.sample_problems(rng, count), {}
+  if parts.writer is None:
+    return questions.propose(rng, count)
+  known = {problem.id for problem, _ in progress.experience.success_rates()}
+  params = progress.state.average_params
+  return parts.writer.propose(questions, params, key, rng, count, known)
 
 
 def first_params(config: Any, parts: Parts) -> Any:

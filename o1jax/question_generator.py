@@ -5,8 +5,8 @@ with a success rate p the outcomes of a problem vary by p (1 - p). A
 `QuestionGenerator` learns from past searches what makes a problem hard, as a
 logistic model of the features that the task gives, and takes from the task's
 own sampler those whose predicted p is near one half. Problems may also be
-written by a policy, as texts: `screen` reads them, says how many of them are of
-any use, and lets through what may be trained on.
+written by a policy, as texts (`question_writer`): `screen` reads them, says how
+many of them are of any use, and lets through what may be trained on.
 
 The question generator of the paper is in section 4 (arXiv 2412.14135); problems
 by the variance of their outcomes are those of prioritized level replay
@@ -58,7 +58,7 @@ class QuestionGenerator:
 
     Args:
       task: its sampler is drawn from; it has `problem_features`.
-      pool_factor: problems drawn for each that is proposed.
+      pool_factor: problems drawn, or written, for each that is proposed.
       temperature: of the choice by the score 4 p (1 - p), which is in [0, 1]:
         0 takes the highest, 1 hardly chooses.
       frontier: a problem is on the frontier where |p - 1/2| is at most this;
@@ -100,6 +100,11 @@ class QuestionGenerator:
     self._weights = np.zeros(size)
     self._precision = ridge * np.eye(size)
     self._num_learned = 0
+
+  @property
+  def pool_factor(self) -> int:
+    """Problems drawn, or written, for each that is proposed."""
+    return self._pool_factor
 
   @property
   def num_learned(self) -> int:
@@ -320,7 +325,7 @@ class QuestionGenerator:
 def variance_score(success: np.ndarray) -> np.ndarray:
   """4 p (1 - p): 1 where half of the solutions are right, 0 at both ends.
 
-  Also what a problem that a policy wrote earns it, once it was searched.
+  Also what a problem earns the policy that writes such, once it was searched.
   """
   return 4 * success * (1 - success)
 

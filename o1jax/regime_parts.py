@@ -176,7 +176,12 @@ def make_regimes(
       config=config,
       solver=Solver(policy, mesh=mesh, task=task, **search),
       learn_rows=rows.RowMaker(
-        policy, task, learn.rows, learn.replay, text_rows
+        policy,
+        task,
+        learn.rows,
+        learn.replay,
+        text_rows,
+        rates_questions=True,
       ),
       fresh_rows=FreshRows(
         policy,

@@ -33,6 +33,9 @@ kinds:
   expert          D_expert: cloning of correct solutions
   hindsight       D_search: cloning of failures relabelled with what they reach
   value           D_search: the outcome as the value's target, nothing else
+  questions       problems as texts behind the question mark: those of D_search,
+                  weighted by 4 p (1 - p) with p the share of right solutions;
+                  in the first phase any that the task draws
   policy_gradient this iteration: every draw, with its advantage
   best            this iteration: the best draw of each problem, cloned
   linearized      this iteration: trees as chains of thought, with their dead
@@ -55,6 +58,7 @@ from o1jax.encoding import Lengths, Policy
 from o1jax.experience import Experience, make_learner_batch
 from o1jax.packing import Document, empty_rows, pack_batches
 from o1jax.policy.tokenizer import Tokenizer
+from o1jax.question_generator import variance_score
 from o1jax.rollouts import Deck
 from o1jax.tasks import reflection
 from o1jax.tasks.task import Task
@@ -102,6 +106,8 @@ FRESH = {
 }
 # Kinds that are drawn from files (`text_rows`), and their group.
 TEXTS = {"documents": PackedBatch, "instructions": LearnerBatch}
+# Kind of the problems that the policy learns to write.
+QUESTIONS = "questions"
 # Demonstrations by which the length of such rows is judged.
 _NUM_TRIED = 500
 
@@ -114,7 +120,7 @@ def check_mix(mix: Mapping[str, int], task: Task, name: str) -> int:
       negative number, or no rows at all; names the config field.
   """
   for kind, count in mix.items():
-    known = [*DEMONSTRATIONS, *POOLS, *FRESH, *TEXTS, "retried"]
+    known = [*DEMONSTRATIONS, *POOLS, *FRESH, *TEXTS, "retried", QUESTIONS]
     if kind not in known:
       raise ValueError(f"{name}.{kind} is unknown: rows are {', '.join(known)}")
     if count < 0:
@@ -175,6 +181,24 @@ def demonstration(
     verdict="unchecked",
     iteration=0,
     source="demonstration",
+  )
+
+
+def question_entry(
+  policy: Policy, task: Task, problem: Problem, success: float
+) -> ScoredSolution:
+  """A problem as the policy should write it, behind the mark.
+
+  Its weight is what it earns at its rate of success: cloning weighted by what
+  is earned, as in ReST (arXiv 2308.08998), moves the policy to write more of
+  such problems.
+  """
+  text = problem.prompt.removesuffix("\n")
+  tokens = policy.tokenizer.encode(text)
+  asked = dataclasses.replace(problem, prompt=task.question_mark)
+  entry = demonstration(policy, asked, text, tokens)
+  return dataclasses.replace(
+    entry, step_weights=variance_score(success) * entry.step_weights
   )
 
 
@@ -281,23 +305,28 @@ class RowMaker:
     mix: Mapping[str, int],
     replay: Mapping[str, Any] | None = None,
     text_rows: TextRows | None = None,
+    *,
+    rates_questions: bool = False,
   ):
     """Takes a mix that `check_mix` accepts.
 
     `replay` are options of `Experience.sample`, for all rows of a pool;
-    `text_rows` has what a mix with rows of texts draws from.
+    `text_rows` has what a mix with rows of texts draws from. With
+    `rates_questions` rows of questions are problems of D_search by their
+    success, else problems of the task's sampler, all alike.
 
     Raises:
-      ValueError: rows with judgements or revisions are longer than the
-        config's lengths give them room for.
+      ValueError: rows with judgements, revisions or problems are longer than
+        the config's lengths give them room for.
     """
     self._policy = policy
     self._task = task
     self._mix = {kind: count for kind, count in mix.items() if count}
     self._replay = dict(replay or {})
     self._text_rows = text_rows
+    self._rates_questions = rates_questions
     self._prompts: dict[str, np.ndarray] = {}
-    for kind in REFLECTIONS:
+    for kind in (*REFLECTIONS, QUESTIONS):
       if kind in self._mix:
         self._check_length(kind)
 
@@ -330,6 +359,8 @@ class RowMaker:
         rows, dropped = jax.tree.map(np.concatenate, packed), 0
       elif kind == "instructions":
         rows, dropped = self._text_rows.instructions(rng, num_batches * count)
+      elif kind == QUESTIONS:
+        rows, dropped = self._questions(rng, experience, num_batches * count)
       elif kind in FRESH:
         rows, dropped = decks[kind].draw(rng, num_batches * count), 0
       elif kind in DEMONSTRATIONS:
@@ -390,11 +421,17 @@ class RowMaker:
 
   def _check_length(self, kind: str) -> None:
     rng = np.random.default_rng(0)
-    pairs = self._task.demonstrations(DEMONSTRATIONS[kind], rng, _NUM_TRIED)
-    rows = zip(*self._encode(pairs), strict=True)
+    if kind == QUESTIONS:
+      encoded = self._encode_questions(self._sampled(rng, _NUM_TRIED))
+    else:
+      encoded = self._encode(
+        self._task.demonstrations(DEMONSTRATIONS[kind], rng, _NUM_TRIED)
+      )
+    rows = zip(*encoded, strict=True)
     longest = max(len(prompt) + len(entry.tokens) for prompt, entry in rows)
     lengths = self._policy.lengths
-    name = "reflection_tokens" if lengths.reflection_tokens else "row_tokens"
+    is_wide = lengths.reflection_tokens and kind != QUESTIONS
+    name = "reflection_tokens" if is_wide else "row_tokens"
     width = _width(kind, lengths)
     if longest > width:
       raise ValueError(
@@ -496,6 +533,33 @@ class RowMaker:
     return self._lay_out(
       kind, prompts, entries, policy_weights, value_positions
     )
+
+  def _questions(self, rng, experience, count):
+    """Even draws: by weight, the first few would fill all rows for long."""
+    if self._rates_questions:
+      rated = experience.success_rates()
+    else:
+      rated = self._sampled(rng, count)
+    if not rated:
+      return self._empty(QUESTIONS, count), 0
+    places = np.concatenate(
+      [rng.permutation(len(rated)) for _ in range(-(-count // len(rated)))]
+    )
+    drawn = [rated[i] for i in places[:count].tolist()]
+    return self._lay_out(
+      QUESTIONS, *self._encode_questions(drawn), "step_weights", "none"
+    )
+
+  def _sampled(self, rng, count):
+    """Problems of the sampler, each as if half of its solutions were right."""
+    return [(one, 0.5) for one in self._task.sample_problems(rng, count)]
+
+  def _encode_questions(self, rated):
+    """Prompts and entries of problems with their rates of success."""
+    entries = [
+      question_entry(self._policy, self._task, *pair) for pair in rated
+    ]
+    return [self._prompt(entry.problem) for entry in entries], entries
 
   def _prompt(self, problem: Problem) -> np.ndarray:
     if len(self._prompts) > 100_000:

@@ -17,7 +17,7 @@ from o1jax.checkpoint import Checkpoints
 from o1jax.encoding import Lengths, Policy
 from o1jax.learning import update
 from o1jax.policy.config import TransformerConfig
-from o1jax.policy.network import make_network
+from o1jax.policy.network import make_network, next_token_log_probs
 from o1jax.policy.tokenizer import train_tokenizer
 from o1jax.studies.context import Context
 from o1jax.tasks import make_task
@@ -141,6 +141,28 @@ def drawn_anew(params):
   return jax.tree.map(
     lambda x: rng.normal(0, 0.5, x.shape).astype(x.dtype), params
   )
+
+
+def greedy_text(policy, params, prompt, most):
+  """The likeliest token again and again, by whole forwards."""
+  tokens = policy.tokenizer.encode(prompt)
+  start = len(tokens)
+  score = jax.jit(
+    lambda rows: next_token_log_probs(
+      policy.network, params, rows, np.full(len(rows), rows.shape[1])
+    )[0]
+  )
+  width = start + most
+  vocab = np.arange(policy.tokenizer.vocab_size)
+  while len(tokens) < width:
+    rows = np.zeros((len(vocab), width), np.int32)
+    rows[:, : len(tokens)] = tokens
+    rows[:, len(tokens)] = vocab
+    best = int(np.argmax(score(rows)[:, len(tokens) - 1]))
+    if best == policy.tokenizer.eos_id:
+      return policy.tokenizer.decode(tokens[start:]), True
+    tokens.append(best)
+  return policy.tokenizer.decode(tokens[start:]), False
 
 
 def tiny_config(*changed: str):

@@ -13,6 +13,7 @@ from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 from o1jax.rows import demonstration
 from o1jax.tasks import make_task
+from o1jax.tasks.countdown import Countdown
 from policies import tiny_config, tiny_policy
 
 CONFIGS = sorted(
@@ -190,6 +191,56 @@ def test_the_tokenizer_sees_the_marks_of_the_rows(tmp_path):
   reflecting = tokenizer(*REFLECTING)
   for mark in marks:
     assert len(reflecting.encode(mark)) <= 4 < len(plain.encode(mark))
+
+
+def test_the_tokenizer_sees_the_mark_of_problems(tmp_path):
+  config = tiny_config("tokenizer.vocab_size=400", "learn.rows.questions=8")
+  task = build.task_of(config)
+  tokenizer = build.tokenizer_of(config, task, tmp_path)
+  assert len(tokenizer.encode(task.question_mark)) == 2
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ("source=policy", "questions.source='policy', but no rows teach the"),
+    ("source=polcy", "'polcy' is unknown; take one of uniform, frontier, poli"),
+    (
+      "pool_factor=2",
+      "questions.pool_factor is not read with source='uniform'",
+    ),
+    ("source=policy memory=0.0 rows", "memory=0.0 is not in (0, 1]"),
+    ("source=policy texts=3 rows", "unknown config field questions.texts"),
+    (
+      "source=policy rows lengths.row_tokens=9",
+      "lengths.row_tokens=9 is too short for rows of questions, which have",
+    ),
+  ],
+)
+def test_what_writes_problems_is_checked(changes, words, tmp_path):
+  names = {"rows": "initialize.rows.questions=8"}
+  config = tiny_config(*(
+    names[change] if change in names
+    else change if "." in change.partition("=")[0]
+    else f"questions.{change}"
+    for change in changes.split()
+  ))  # fmt: skip
+  assert words in refusal(config, tmp_path)
+
+
+class Bare(Countdown):
+  """Says nothing of what its problems look like."""
+
+  problem_features = None
+
+
+def test_a_task_must_have_features_to_choose_written_problems(
+  tmp_path, monkeypatch
+):
+  changes = ("questions.source=policy", "learn.rows.questions=8")
+  monkeypatch.setattr(build, "make_task", lambda _, **options: Bare(**options))
+  words = "task 'countdown' has no problem_features"
+  assert words in refusal(tiny_config(*changes), tmp_path)
 
 
 def test_rows_that_do_not_fit_are_refused_with_the_field_to_raise(tmp_path):

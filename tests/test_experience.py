@@ -166,6 +166,21 @@ def test_the_even_draw_is_what_it_always_was():
   assert "".join(entry.text for entry in drawn) == "9602147538543"
 
 
+def test_rates_of_success_are_those_of_the_search_alone():
+  experience = experiences.Experience(**LIMITS | {"max_search": 9})
+  assert experience.success_rates() == []
+  found = [("p", "a", 1.0), ("q", "b", 0.5), ("p", "c", 0.0), ("q", "d", 1.0)]
+  experience.add([make_entry(*one) for one in found])
+  experience.add([make_entry("p", "e", 1.0, source="hindsight")])
+  rates = [(one.id, rate) for one, rate in experience.success_rates()]
+  assert rates == [("p", 1 / 2), ("q", 1 / 2)]
+  # What is added counts, and a text that is found again counts once.
+  experience.add([make_entry("p", "f"), make_entry("r", "g", 1.0)])
+  experience.add([make_entry("p", "f", iteration=1)])
+  rates = {one.id: rate for one, rate in experience.success_rates()}
+  assert rates == {"p": 1 / 3, "q": 1 / 2, "r": 1}
+
+
 def aged_experience():
   """Problem p solved once in four, q once in one; ages 3, 2, 1, 0 and 0."""
   experience = experiences.Experience(**LIMITS | {"max_search": 9})

@@ -29,7 +29,7 @@ FLOORS = (
   "evaluation report tree_drawing scoring rollouts text_rows rows fresh_rows "
   "fields regime_parts "
   "thinking build "
-  "load studies regimes question_generator health",
+  "load studies regimes question_generator question_writer health",
   "iterate",
   "main evaluate solve export study compare",
 )

@@ -1,5 +1,7 @@
 """Proposals move to where half of the solutions are right."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -294,6 +296,30 @@ def test_texts_are_screened_and_counted_before_the_filter():
   generator.learn(sampled, np.ones(200))
   assert generator.screen(texts)[1]["frontier"] < 0.3
   assert set(generator.screen([])[1].values()) == {0.0}
+
+
+@pytest.mark.parametrize("name", sorted(tasks.TASKS))
+def test_texts_of_any_kind_are_read_or_refused_in_no_time(name):
+  made = tasks.make_task(name)
+  many = 50_000
+  texts = [
+    text
+    for part in ("1", " ", "1 ", "1+", "\n", ",", "=", "1 1", "1+1 ", "\0", "é")
+    for text in (part * many, part * many + "x", "1 1 = 1" + part * many)
+  ]
+  texts += [
+    "__import__('os')",
+    "{0}",
+    "%s",
+    "١ ٢ ٣ = ٦",
+    "\ud800",
+    "-1 2 3 = 4",
+  ]
+  texts += ["0 0 0 = 0", "1e9 2 3 = 6", "999999 999998 999997 999996 3 = 7"]
+  start = time.process_time()
+  problems, report = QuestionGenerator(made).screen(texts)
+  assert time.process_time() - start < 3
+  assert not problems and report["well_formed"] < 0.2
 
 
 def test_heldout_texts_never_pass_the_screen():

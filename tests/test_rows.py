@@ -321,6 +321,61 @@ def test_rows_with_marks_may_have_a_width_of_their_own():
     RowMaker(policy, TASK, mix)
 
 
+def test_problems_are_learned_by_how_near_one_half_their_success_was():
+  rewards = {0: (1, 0, 0, 0), 1: (1, 0), 2: (0, 0, 0), 3: (1, 1)}
+  found = [
+    entry(f"{i} + {i} = {j}", float(reward), seed=seed)
+    for seed, outcomes in rewards.items()
+    for i, (j, reward) in enumerate(enumerate(outcomes), seed)
+  ]
+  experience = Experience(**LIMITS | {"max_search": 99})
+  # Relabelled ones say nothing of how hard a problem is.
+  experience.add([*found, entry("1 + 1 = 2", 1.0, "hindsight", seed=2)])
+  weights = {}
+  for seed, outcomes in rewards.items():
+    (problem,) = TASK.sample_problems(np.random.default_rng(seed), 1)
+    share = sum(outcomes) / len(outcomes)
+    weights[problem.prompt] = 4 * share * (1 - share)
+  assert sorted(weights.values()) == [0, 0, 0.75, 1]
+  maker = RowMaker(tiny_policy(), TASK, {"questions": 6}, rates_questions=True)
+  rng = np.random.default_rng(0)
+  batches, dropped = maker.batches(rng, experience, 2)
+  assert dropped == 0 and not batches.value_weights.any()
+  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
+  drawn = []
+  for (text, learned), row in zip(
+    rows_of(batches), flat.policy_weights, strict=True
+  ):
+    mark, prompt = text.removesuffix("<eos>").split("\n")
+    drawn.append(f"{prompt}\n")
+    weight = weights[f"{prompt}\n"]
+    assert mark == "question:"
+    assert learned.strip(".") == (f"{prompt}<eos>" if weight else "")
+    tokens = tiny_policy().encode_solution(prompt)
+    np.testing.assert_allclose(row.sum(), weight * len(tokens), rtol=1e-6)
+    assert set(row.tolist()) <= {0, np.float32(weight)}
+  # As even as it goes.
+  assert sorted(map(drawn.count, weights)) == [3, 3, 3, 3]
+  # Where nothing was searched yet, nothing is learned.
+  empty, _ = maker.batches(rng, make_experience(), 2)
+  assert empty.tokens.shape == batches.tokens.shape
+  assert not empty.lengths.any() and not empty.policy_weights.any()
+
+
+def test_the_form_of_problems_is_learned_from_those_of_the_sampler():
+  experience = make_experience([entry("1 + 2 = 3", 1.0)])
+  batches, _ = make_batches({"questions": 20}, experience)
+  texts = set()
+  for text, learned in rows_of(batches):
+    question = text.removeprefix("question:\n").removesuffix("<eos>")
+    assert learned.strip(".") == f"{question}<eos>"
+    assert TASK.is_train(TASK.parse(question))
+    texts.add(question)
+  assert set(np.unique(batches.policy_weights)) == {0, 1}
+  assert len(texts) > 35
+  assert check_mix({"questions": 2}, ARITHMETIC, "rows") == 2
+
+
 def test_a_long_thought_is_learned_whole_at_the_width_of_reflections():
   lengths = Lengths(14, 5, 2, row_tokens=64, reflection_tokens=500)
   policy = dataclasses.replace(tiny_policy(), lengths=lengths)
@@ -340,11 +395,19 @@ def test_a_long_thought_is_learned_whole_at_the_width_of_reflections():
     check_mix({"long_thought": 1}, ARITHMETIC, "rows")
 
 
-@pytest.mark.parametrize("kind", REFLECTIONS)
+@pytest.mark.parametrize("kind", [*REFLECTIONS, "questions"])
 def test_rows_with_marks_that_do_not_fit_are_refused(kind):
+  width = 12 if kind == "questions" else 64
+  short = Lengths(14, 5, 2, width)
+  if kind == "questions":
+    # They are no wider for the sake of others.
+    short = short._replace(reflection_tokens=400)
+  policy = dataclasses.replace(tiny_policy(), lengths=short)
   with pytest.raises(ValueError) as raised:
-    RowMaker(tiny_policy(), TASK, {"random_play": 2, kind: 2})
-  words = f"lengths.row_tokens=64 is too short for rows of {kind}, which have"
+    RowMaker(policy, TASK, {"random_play": 2, kind: 2})
+  words = (
+    f"lengths.row_tokens={width} is too short for rows of {kind}, which have"
+  )
   assert str(raised.value).startswith(words)
   # As long as it says is long enough, but for the rarest rows.
   longest = int(str(raised.value).split("raise it to ")[1].split(",")[0])

@@ -9,7 +9,6 @@ import pytest
 from o1jax import mesh as mesh_lib
 from o1jax.encoding import Lengths
 from o1jax.experience import Experience
-from o1jax.policy.network import next_token_log_probs
 from o1jax.rows import RowMaker, chain_entry, learned_parts
 from o1jax.tasks import make_task
 from o1jax.thinking import Thinking
@@ -17,6 +16,7 @@ from o1jax.types import ScoredSolution
 from policies import (
   ToyTask,
   countdown,
+  greedy_text,
   packed_members,
   tiny_params,
   tiny_policy,
@@ -207,28 +207,6 @@ def test_attempts_are_parted_by_problem_and_follow_what_is_added():
   ((right, wrong),) = experience.attempts()
   assert [entry.text for entry in right] == [RIGHT]
   assert [entry.text for entry in wrong] == [WRONG, OTHER]
-
-
-def greedy_text(policy, params, prompt, most):
-  """The likeliest token again and again, by whole forwards."""
-  tokens = policy.tokenizer.encode(prompt)
-  start = len(tokens)
-  score = jax.jit(
-    lambda rows: next_token_log_probs(
-      policy.network, params, rows, np.full(len(rows), rows.shape[1])
-    )[0]
-  )
-  width = start + most
-  vocab = np.arange(policy.tokenizer.vocab_size)
-  while len(tokens) < width:
-    rows = np.zeros((len(vocab), width), np.int32)
-    rows[:, : len(tokens)] = tokens
-    rows[:, len(tokens)] = vocab
-    best = int(np.argmax(score(rows)[:, len(tokens) - 1]))
-    if best == policy.tokenizer.eos_id:
-      return policy.tokenizer.decode(tokens[start:]), True
-    tokens.append(best)
-  return policy.tokenizer.decode(tokens[start:]), False
 
 
 def test_a_chain_is_decoded_greedily_behind_the_mark():

@@ -26,7 +26,7 @@ _MAX_EMPTY_DRAWS = 1_000  # draws in a row without a problem of the split
 # Of wrong solutions: false results, false operations, unfinished ones.
 _FAULT_SHARES = (0.7, 0.2, 0.1)
 
-_PROBLEM = re.compile(r"\s*([0-9]+(?:\s*[-+*]\s*[0-9]+)+)\s*=?\s*")
+_PROBLEM = re.compile(r"\s*([0-9]+(?:\s*[-+*]\s*[0-9]+)+)\s*(?:=\s*)?")
 _LINE = re.compile(r"(-?[0-9]{1,200}) ([-+*]) ([0-9]{1,20}) = (-?[0-9]{1,200})")
 _NUMBER = re.compile(r"-?[0-9]{1,200}")
 

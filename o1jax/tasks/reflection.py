@@ -46,6 +46,12 @@ ends where it is right:
   3 * 2 = 6 (left: 7 6)
   7 + 6 = 13 (left: 13)
 
+A problem is written behind the question mark, with no prompt before it, as its
+own prompt without the newline:
+
+  question:
+  3 7 2 = 13
+
 So criticism is the last line but one of a judgement, and the first line after a
 revision mark; there, the policy may write it itself, or be given that of the
 checker (`feedback`). A mark is a whole line, and a solution by itself ends
@@ -97,6 +103,7 @@ class Reflection:
   thinking_mark: ClassVar[str] = "think:\n"
   other_mark: ClassVar[str] = "and:\n"
   same_mark: ClassVar[str] = "same:\n"
+  question_mark: ClassVar[str] = "question:\n"
   verdict_words: ClassVar[tuple[str, str]] = ("yes", "no")
 
   def check(self, problem: Problem, text: str) -> Verdict:

@@ -49,6 +49,7 @@ class Task(Protocol):
     other_mark: a line between two solutions that are compared.
     same_mark: a line that follows the second of them. No mark stands in a
       solution; `reflection` has the forms of such texts.
+    question_mark: a line behind which a problem is written, see `parse`.
     verdict_words: the last line of a judgement, for right and for wrong, and of
       a comparison, for the same and for another.
   """
@@ -61,6 +62,7 @@ class Task(Protocol):
   thinking_mark: str
   other_mark: str
   same_mark: str
+  question_mark: str
   verdict_words: tuple[str, str]
 
   def sample_problems(
@@ -74,7 +76,14 @@ class Task(Protocol):
     ...
 
   def parse(self, text: str) -> Problem:
-    """Reads a problem as a user types it; ValueError says what is wrong."""
+    """Reads a problem as a user types it, or a policy writes it.
+
+    What is read is a prompt of the task, its newline left out or not.
+
+    Raises:
+      Unsolvable: the text is of that form, and has no solution.
+      ValueError: it is of another form, whatever the text.
+    """
     ...
 
   def is_train(self, problem: Problem) -> bool:
