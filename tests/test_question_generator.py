@@ -315,6 +315,7 @@ def test_texts_of_any_kind_are_read_or_refused_in_no_time(name):
     "\ud800",
     "-1 2 3 = 4",
   ]
+  texts += [good + " " * many + "x" for good in ("1+1", "1 2 = 3", "1 1 4 6")]
   texts += ["0 0 0 = 0", "1e9 2 3 = 6", "999999 999998 999997 999996 3 = 7"]
   start = time.process_time()
   problems, report = QuestionGenerator(made).screen(texts)

@@ -17,8 +17,8 @@ from policies import countdown, greedy_text, tiny_config, tiny_policy
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
 TASK = countdown()
-# Parameters with which the likeliest text ends soon, and what it is then.
-ENDS, DOES_NOT_END = 6, 1
+# Seeds of parameters with which the likeliest text ends soon, or does not.
+ENDS, DOES_NOT_END = 45, 1
 
 
 def make_writer(policy=None, num_texts=3, batch_size=2):
@@ -45,7 +45,7 @@ def test_texts_are_written_behind_the_mark_and_end_in_their_room():
   params = network.init(jax.random.key(ENDS))
   room = policy.lengths.prompt_tokens
   text, ends = greedy_text(policy, params, TASK.question_mark, room)
-  assert ends and text
+  assert ends and text != greedy_text(policy, params, "1 2 = 3", room)[0]
   assert writer.write(params, jax.random.key(0), 3) == [text] * 9
   # What is cut off is no problem, though a beginning of it may look like one.
   params = network.init(jax.random.key(DOES_NOT_END))
@@ -136,6 +136,19 @@ def test_lengths_without_room_for_a_problem_are_refused():
     make_writer(policy)
 
 
+def test_the_form_comes_first_and_then_what_was_searched(tmp_path):
+  config, mesh = make_config(), mesh_lib.make_mesh({"data": 2})
+  parts = build.build(config, tmp_path, mesh)
+  mark = parts.policy.tokenizer.encode(TASK.question_mark)
+  (regime,) = parts.regimes.values()
+  # Nothing was searched yet.
+  for maker, count in ((parts.initialize_rows, 16), (regime.learn_rows, 0)):
+    rng = np.random.default_rng(0)
+    batch, _ = maker.batches(rng, parts.experience, 1)
+    is_question = (batch.tokens[0, :, : len(mark)] == mark).all(-1)
+    assert is_question.sum() == count
+
+
 def make_config():
   return tiny_config(
     "questions.source=policy",
@@ -156,7 +169,7 @@ def test_a_run_writes_its_problems_and_resumes_with_the_same_bits(
   tmp_path, capsys
 ):
   workdir = tmp_path / "run"
-  proposed, known = [], []
+  proposed, known, keys = [], [], []
   propose = QuestionWriter.propose
 
   def watched(writer, questions, params, key, rng, n, known_ids):
@@ -165,6 +178,7 @@ def test_a_run_writes_its_problems_and_resumes_with_the_same_bits(
     )
     proposed.append([problem.id for problem in problems])
     known.append(known_ids)
+    keys.append(jax.random.key_data(key).tolist())
     return problems, report
 
   config = make_config()
@@ -182,6 +196,7 @@ def test_a_run_writes_its_problems_and_resumes_with_the_same_bits(
       assert row["questions/filled"] < 1
     # It takes something else each time, and nothing of what it knows.
     assert proposed[0] != proposed[1] != proposed[2]
+    assert keys[0] != keys[1] != keys[2] != keys[0]
     assert not known[0] and known[0] < known[1] < known[2]
     saves = workdir / "checkpoints"
     arrays = Checkpoints(saves).restore(3, expected).host
@@ -191,7 +206,7 @@ def test_a_run_writes_its_problems_and_resumes_with_the_same_bits(
     resumed = iterate.run(config, workdir)
   assert "resuming after iteration 1" in capsys.readouterr().out
   jax.tree.map(np.testing.assert_array_equal, resumed, expected)
-  assert proposed[3:] == proposed[1:3]
+  assert proposed[3:] == proposed[1:3] and keys[3:] == keys[1:3]
   again = Checkpoints(saves).restore(3, expected).host
   for name, array in arrays.items():
     np.testing.assert_array_equal(again[name], array, err_msg=name)
