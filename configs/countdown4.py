@@ -58,6 +58,7 @@ def get_config(arg=None):
   config.network.head_width = 64
   config.network.ffn_width = 1408
   config.network.value_hidden_width = 256  # hidden units of the value head
+  config.network.value_bins = 0  # atoms of the value; 0: one logit
   config.network.dtype = "bfloat16"  # of activations; weights are float32
   config.network.rope_base = 100.0  # short rows: positions stay apart
   config.network.tied_embeddings = True  # the embedding is the policy head too

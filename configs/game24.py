@@ -53,6 +53,7 @@ def get_config(arg=None):
   config.network.head_width = 24
   config.network.ffn_width = 256
   config.network.value_hidden_width = 64  # hidden units of the value head
+  config.network.value_bins = 0  # atoms of the value; 0: one logit
   config.network.rope_base = 100.0  # short rows: positions stay apart
   config.network.tied_embeddings = True  # the embedding is the policy head too
   config.network.embedding_scale = 10.0  # about the root of the width

@@ -131,7 +131,8 @@ def first_params(path: str, policy: Policy, params: Any) -> Any:
     params: fresh ones of it; their adapters stay where the other has none.
 
   Raises:
-    UserError: the other is of another architecture or has other adapters.
+    UserError: the other is of another architecture, or has other adapters or
+      another head.
   """
   given = from_path(path)
   theirs, own = given.policy.network.config, policy.network.config
@@ -143,6 +144,12 @@ def first_params(path: str, policy: Policy, params: Any) -> Any:
     raise config_lib.UserError(
       f"initialize.path={path} has adapters of {adapters[0]}, this config has "
       f"{adapters[1]}; give it the same network.*"
+    )
+  if theirs.value_bins != own.value_bins:
+    raise config_lib.UserError(
+      f"initialize.path={path} has a value head of value_bins="
+      f"{theirs.value_bins}, this config of {own.value_bins}: set "
+      f"network.value_bins={theirs.value_bins}"
     )
   has, wants = (
     {

@@ -738,14 +738,19 @@ class LossInLoops:
   def value_of_draw(self, options, group, row: int, t: int, logit) -> None:
     weight = group.value_weights[row, t]
     target = float(group.value_targets[row, t])
-    if not options.max_value_change or not weight:
+    if not weight:
+      loss = 0.0
+    elif not options.max_value_change:
       loss = cross_entropy(logit, target)
     else:
-      value = 1 / (1 + math.exp(-float(logit)))
+      value = value_by_hand(logit)
       old = float(group.behavior_values[row, t])
       change = options.max_value_change
       near = min(max(value, old - change), old + change)
       loss = max((value - target) ** 2, (near - target) ** 2) / 2
+      if np.ndim(logit):
+        is_beyond = abs(value - target) < abs(near - target)
+        loss = 0.0 if is_beyond else cross_entropy(logit, target)
     self.add("value_loss", weight, loss)
 
   def pair(self, params, group, row: int) -> None:
@@ -792,7 +797,22 @@ class LossInLoops:
     }
 
 
-def cross_entropy(logit: float, target: float) -> float:
-  """Of a value's logit with an outcome in [0, 1]."""
-  value = 1 / (1 + math.exp(-float(logit)))
-  return -target * math.log(value) - (1 - target) * math.log(1 - value)
+def value_by_hand(logits) -> float:
+  """The value of one logit, or the mean of bins `[K]`."""
+  if not np.ndim(logits):
+    return 1 / (1 + math.exp(-float(logits)))
+  weights = [math.exp(x) for x in logits]
+  total = sum(w * k for k, w in enumerate(weights))
+  return total / sum(weights) / (len(weights) - 1)
+
+
+def cross_entropy(logits, target: float) -> float:
+  """Of a value's logit, or logits of bins, with an outcome in [0, 1]."""
+  if not np.ndim(logits):
+    value = value_by_hand(logits)
+    return -target * math.log(value) - (1 - target) * math.log(1 - value)
+  log_total = math.log(sum(math.exp(x) for x in logits))
+  place = min(max(target, 0.0), 1.0) * (len(logits) - 1)
+  lower = min(int(place), len(logits) - 2)
+  share = place - lower
+  return log_total - (1 - share) * logits[lower] - share * logits[lower + 1]

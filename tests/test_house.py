@@ -20,14 +20,14 @@ PACKAGE = ROOT / "o1jax"
 # A module imports from its own floor and from lower ones, without cycles.
 FLOORS = (
   "types mesh metrics checkpoint config jsonl records drawing calibration "
-  "behaviors packing corpora",
+  "behaviors packing corpora value_bins",
   "tasks policy reward search learning experience",
   "encoding legal_play step_shape node_store candidates self_evaluation "
   "entailment step_model",
   "combinations searched linearize answering feedback judging solver "
   "allocation "
-  "evaluation report tree_drawing scoring rollouts text_rows rows fresh_rows "
-  "fields regime_parts "
+  "evaluation report tree_drawing scoring rollouts text_rows "
+  "rows fresh_rows fields regime_parts "
   "thinking build "
   "load studies regimes question_generator question_writer health",
   "iterate",

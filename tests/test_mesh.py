@@ -86,6 +86,7 @@ def test_every_matrix_of_the_network_is_shared_out_by_the_table(activation):
     ffn_width=12,
     activation=activation,
     qkv_bias=True,
+    value_bins=4,
   )
   network = policy.make_network(config)
   params = jax.eval_shape(network.init, jax.random.key(0))
@@ -105,7 +106,7 @@ def test_every_matrix_of_the_network_is_shared_out_by_the_table(activation):
     gates = PartitionSpec("fsdp", None, "tensor")
     assert layer["gate_up"]["kernel"] == gates
   assert specs["policy_head"]["kernel"] == into
-  # Nothing with two dimensions stays whole, the value head's column apart.
+  # Nothing with two dimensions stays whole, the value head's columns apart.
   whole = [
     jax.tree_util.keystr(path, simple=True, separator="/")
     for path, spec in jax.tree_util.tree_leaves_with_path(

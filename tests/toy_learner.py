@@ -40,7 +40,10 @@ def _whole(params, tokens):
 
 
 def numpy_forward(params, tokens):
-  """The same of one row in NumPy: `(log_probs [T, V], value_logits [T])`."""
+  """The same of one row in NumPy: `(log_probs [T, V], value_logits [T])`.
+
+  In bins the value's logits are `[T, K]`.
+  """
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   embedded = params["trunk"]["embedding"][tokens]
   count = np.arange(1, len(tokens) + 1)[:, None]
@@ -60,7 +63,8 @@ def next_log_probs(params, tokens):
   return np.array(rows)
 
 
-def make_params():
+def make_params(num_bins=0):
+  """Parameters; `num_bins` of the value, 0 for one logit."""
   rng = np.random.default_rng(2)
 
   def draw(*shape):
@@ -72,7 +76,7 @@ def make_params():
     "hidden": draw(WIDTH, WIDTH),
     "bias": draw(WIDTH),
     "policy_head": {"kernel": draw(WIDTH, VOCAB)},
-    "value": draw(WIDTH),
+    "value": draw(WIDTH, num_bins) if num_bins else draw(WIDTH),
   }
 
 

@@ -11,10 +11,10 @@ weights and may share a batch.
 
 import chex
 import jax
-import jax.numpy as jnp
 from flax import struct
 
 from o1jax.learning import cloning
+from o1jax.learning.value_losses import value_loss
 
 
 @struct.dataclass
@@ -55,7 +55,8 @@ def alphazero_loss(
     log_probs: `[B, T]` log-prob of the token that follows position t.
     policy_weights: `[B, T]`, 0 or more; visit probability of the step that
       holds the following token.
-    value_logits: `[B, T]` logits of the value after position t.
+    value_logits: `[B, T]` of the value after position t, or in bins `[B, T,
+      K]`; see `value_losses.value_loss`.
     value_targets: `[B, T]` outcome z, in [0, 1].
     value_weights: `[B, T]`, 0 or more. Where a weight is 0 the other arrays
       may hold anything, NaN included.
@@ -63,7 +64,7 @@ def alphazero_loss(
   Returns:
     The sums, not yet divided.
   """
-  chex.assert_equal_shape([log_probs, value_logits])
+  chex.assert_equal_shape([log_probs, value_targets])
   policy_sum, policy_weight = cloning.cloning_loss(log_probs, policy_weights)
   value_sum, value_weight = value_loss(
     value_logits, value_targets, value_weights
@@ -74,20 +75,3 @@ def alphazero_loss(
     value_sum=value_sum,
     value_weight=value_weight,
   )
-
-
-def value_loss(
-  value_logits: jax.Array, value_targets: jax.Array, value_weights: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """The value's term of `alphazero_loss` alone; arguments as there.
-
-  Returns:
-    `(weighted sum, sum of weights)`, scalars.
-  """
-  chex.assert_rank([value_logits, value_targets, value_weights], 2)
-  chex.assert_equal_shape([value_logits, value_targets, value_weights])
-  is_known = value_weights != 0
-  logits = jnp.where(is_known, value_logits, 0)
-  targets = jnp.where(is_known, value_targets, 0)
-  cross_entropy = jax.nn.softplus(logits) - logits * targets
-  return jnp.sum(value_weights * cross_entropy), jnp.sum(value_weights)

@@ -24,13 +24,21 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from o1jax.learning import alphazero, cloning, dpo, policy_gradient, ppo
+from o1jax.learning import (
+  alphazero,
+  cloning,
+  dpo,
+  policy_gradient,
+  ppo,
+  value_losses,
+)
 from o1jax.types import (
   LearnerBatch,
   PackedBatch,
   PolicyGradientBatch,
   PreferenceBatch,
 )
+from o1jax.value_bins import value_of
 
 Group = LearnerBatch | PolicyGradientBatch | PreferenceBatch | PackedBatch
 # See `sums`.
@@ -60,7 +68,8 @@ class PolicyGradient:
     kl_estimator: "k2" or "k3"; see `ppo.kl_penalty`.
     entropy_coefficient: weight of the entropy bonus; 0 leaves it out.
     max_value_change: largest change of a value that may lower its loss, which
-      is the squared error then; 0 for the cross entropy without a bound.
+      is the squared error then, unless values are in bins; 0 for the cross
+      entropy without a bound.
 
   Raises:
     ValueError: an option that is unknown, out of range, or not read.
@@ -221,10 +230,10 @@ def sums(
   Args:
     objective: options.
     log_probs_fn: `(params, tokens [B, T], lengths [B]) -> (log_probs [B, T],
-      value_logits [B, T])`, and as a third the entropy `[B, T]` of the next
-      token where the objective has an entropy bonus. For a `PackedBatch`, and
-      for no other group, it is also given `segment_ids` and `positions`,
-      `[B, T]` each, by name.
+      value_logits [B, T], in bins [B, T, K])`, and as a third the entropy `[B,
+      T]` of the next token where the objective has an entropy bonus. For a
+      `PackedBatch`, and for no other group, it is also given `segment_ids` and
+      `positions`, `[B, T]` each, by name.
     params: of the network.
     group: rows.
   """
@@ -349,18 +358,19 @@ def _value(
   options: PolicyGradient, value_logits: jax.Array, group: PolicyGradientBatch
 ) -> jax.Array:
   """The sum of the value loss."""
-  if not options.max_value_change:
-    total, _ = alphazero.value_loss(
-      value_logits, group.value_targets, group.value_weights
+  targets, weights = group.value_targets, group.value_weights
+  old, max_change = group.behavior_values, options.max_value_change
+  if not max_change:
+    total, _ = value_losses.value_loss(value_logits, targets, weights)
+  elif value_logits.ndim > targets.ndim:
+    total, _ = value_losses.clipped_two_hot_loss(
+      value_logits, old, targets, weights, max_change=max_change
     )
-    return total
-  total, _ = ppo.clipped_value_loss(
-    jax.nn.sigmoid(value_logits),
-    group.behavior_values,
-    group.value_targets,
-    group.value_weights,
-    max_change=options.max_value_change,
-  )
+  else:
+    values = value_of(value_logits, targets.ndim)
+    total, _ = ppo.clipped_value_loss(
+      values, old, targets, weights, max_change=max_change
+    )
   return total
 
 

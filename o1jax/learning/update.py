@@ -25,6 +25,7 @@ from o1jax.learning import objective as objective_lib
 from o1jax.learning.objective import Group, LogProbsFn, Objective
 from o1jax.learning.optimizer import Optimizer
 from o1jax.mesh import batch_ways, params_sharding, partition_spec
+from o1jax.value_bins import value_of
 
 DATA = "data"
 
@@ -103,9 +104,10 @@ def make_update(
   Args:
     log_probs_fn: `(params, tokens [B, T], lengths [B]) -> (log_probs [B, T],
       value_logits [B, T])`; position t holds the log-prob of the token at
-      t + 1, and the value after the token at t. With an entropy bonus it
-      returns the entropy of the next token, `[B, T]`, as well. Of groups of
-      packed rows it is told more, see `objective.sums`.
+      t + 1, and the value after the token at t. In bins the value's logits are
+      `[B, T, K]`. With an entropy bonus it returns the entropy of the next
+      token, `[B, T]`, as well. Of groups of packed rows it is told more, see
+      `objective.sums`.
     optimizer: from `make_optimizer`.
     objective: what each kind of rows is learned from.
     num_microbatches: groups of rows worked off one after the other, which
@@ -173,14 +175,14 @@ def make_score(
   """Builds the jitted `score(params, tokens, lengths) -> (log_probs, values)`.
 
   What the trainer itself says of rows, `[B, T]` each, before it learns from
-  them: log-probs of the tokens that follow, and values in (0, 1). Rows are
+  them: log-probs of the tokens that follow, and values in [0, 1]. Rows are
   shared out over the mesh, if any; any number of them, for empty ones fill up
   what the devices lack.
   """
 
   def score(params, tokens, lengths):
     log_probs, value_logits, *_ = log_probs_fn(params, tokens, lengths)
-    return log_probs, jax.nn.sigmoid(value_logits)
+    return log_probs, value_of(value_logits, tokens.ndim)
 
   if mesh is None:
     return jax.jit(score)

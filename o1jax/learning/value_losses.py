@@ -1,160 +1,89 @@
-"""Losses of the heads that judge: values in bins, and rewards of steps.
+"""Losses of the value: cross entropy to what is expected.
 
-A value is learned as a distribution over fixed atoms: the target is written as
-a weighting of the two atoms around it (`two_hot`), the head is trained on it by
-cross entropy (`two_hot_value_loss`) and read as a mean (`two_hot_mean`). A
-process reward is learned as a probability from the share of rollouts through a
-step that ended right (`process_labels`, `process_reward_loss`). The value of an
-outcome in [0, 1] by one logit is part of the AlphaGo Zero loss (`alphazero`).
+The target is the outcome of a solution (AlphaGo Zero) or a return: a number in
+[0, 1], and a loss that is least where the value says it. Heads of one logit and
+of bins (`value_bins`) are told apart by the axes of their logits.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-ESTIMATES = ("soft", "hard")
+from o1jax.value_bins import two_hot, value_of
 
 
-def two_hot(targets: jax.Array, support: jax.Array) -> jax.Array:
-  """Writes each target as weights of the two atoms around it.
-
-    weight(lower) = (upper - target) / (upper - lower),
-    weight(upper) = 1 - weight(lower), all others 0,
-
-  so that the mean of the atoms under the weights is the target. MuZero
-  (Schrittwieser et al., arXiv 1911.08265, appendix F); why cross entropy on it
-  scales better than regression: Farebrother et al., arXiv 2403.03950.
-
-  Args:
-    targets: `[...]`; those outside the support are clipped to its ends.
-    support: `[K]` atoms, increasing, K at least 2; their gaps may differ.
-
-  Returns:
-    `[..., K]` weights of sum 1.
-  """
-  chex.assert_rank(support, 1)
-  chex.assert_axis_dimension_gt(support, 0, 1)
-  atoms = _aligned(support, targets.ndim)
-  # How far a target has come through each gap; weights are the differences.
-  gaps = atoms[..., 1:] - atoms[..., :-1]
-  passed = jnp.clip((targets[..., None] - atoms[..., :-1]) / gaps, 0, 1)
-  ends = jnp.zeros_like(passed[..., :1])
-  return jnp.concatenate([ends + 1, passed], axis=-1) - jnp.concatenate(
-    [passed, ends], axis=-1
-  )
-
-
-def two_hot_mean(logits: jax.Array, support: jax.Array) -> jax.Array:
-  """Returns the value that the logits stand for: the mean of the atoms.
-
-  Args:
-    logits: `[..., K]`.
-    support: `[K]` atoms.
-
-  Returns:
-    `[...]` values, within the support.
-  """
-  chex.assert_shape(support, logits.shape[-1:])
-  atoms = _aligned(support, logits.ndim - 1)
-  return jnp.sum(jax.nn.softmax(logits) * atoms, axis=-1)
-
-
-def two_hot_value_loss(
-  logits: jax.Array, targets: jax.Array, mask: jax.Array, support: jax.Array
+def value_loss(
+  value_logits: jax.Array, value_targets: jax.Array, value_weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Sums of the cross entropy between two-hot targets and the value head.
+  """Sums of the cross entropy between targets and the value head.
 
-    loss = - sum_k two_hot(target)_k * log softmax(logits)_k
+    one logit  - z log v(s) - (1 - z) log(1 - v(s))
+    bins       - sum_k two_hot(z)_k log p_k(s)
 
-  Source as `two_hot`. The least loss of a position is the entropy of its
-  two-hot target, 0 only on an atom.
+  For a target between two atoms, or between 0 and 1, the least value is its
+  entropy. With labels of steps it is the loss of Math-Shepherd, Wang et al.,
+  arXiv 2312.08935, section 3.
 
   Args:
-    logits: `[B, T, K]` over the atoms, after position t.
-    targets: `[B, T]` returns, clipped to the support; they receive no gradient.
-    mask: `[B, T]`, 0 or more. Where it is 0 the other arrays may hold anything,
-      NaN included.
-    support: `[K]` atoms, increasing.
+    value_logits: `[B, T]` of the value after position t, or `[B, T, K]` over
+      its atoms.
+    value_targets: `[B, T]` z, in [0, 1]; they receive no gradient.
+    value_weights: `[B, T]`, 0 or more. Where a weight is 0 the other arrays
+      may hold anything, NaN included.
 
   Returns:
     `(weighted sum, sum of weights)`, scalars.
   """
-  chex.assert_rank([logits, targets, mask], [3, 2, 2])
-  chex.assert_equal_shape([targets, mask])
-  chex.assert_shape(logits, (*targets.shape, *support.shape))
-  is_known = mask != 0
-  logits = jnp.where(is_known[:, :, None], logits, 0)
-  targets = jax.lax.stop_gradient(jnp.where(is_known, targets, 0))
-  log_probs = jax.nn.log_softmax(logits)
-  cross_entropy = -jnp.sum(two_hot(targets, support) * log_probs, axis=-1)
-  return jnp.sum(mask * cross_entropy), jnp.sum(mask)
-
-
-def process_labels(
-  num_correct: jax.Array, num_rollouts: jax.Array, *, estimate: str = "soft"
-) -> tuple[jax.Array, jax.Array]:
-  """Labels steps by the rollouts that continue them.
-
-    "soft"  num_correct / num_rollouts, the share that ended right
-    "hard"  1 where any of them ended right, else 0
-
-  Math-Shepherd, Wang et al., arXiv 2312.08935, section 3: the soft and the hard
-  estimation of its process annotation.
-
-  Args:
-    num_correct: `[B, R]` rollouts from the end of a step whose answer is right.
-    num_rollouts: `[B, R]` rollouts from there; 0 where none were tried.
-    estimate: one of `ESTIMATES`.
-
-  Returns:
-    `(labels, mask)`, both `[B, R]` float32; label and mask are 0 where there
-    are no rollouts.
-
-  Raises:
-    ValueError: for an unknown estimate.
-  """
-  if estimate not in ESTIMATES:
-    raise ValueError(f"estimate={estimate!r} is none of {', '.join(ESTIMATES)}")
-  chex.assert_rank([num_correct, num_rollouts], 2)
-  chex.assert_equal_shape([num_correct, num_rollouts])
-  is_known = num_rollouts > 0
-  if estimate == "soft":
-    labels = num_correct / jnp.where(is_known, num_rollouts, 1)
+  chex.assert_rank(value_logits, {2, 3})
+  chex.assert_rank([value_targets, value_weights], 2)
+  chex.assert_equal_shape([value_targets, value_weights])
+  chex.assert_equal_shape_prefix([value_logits, value_targets], 2)
+  is_known = value_weights != 0
+  targets = jax.lax.stop_gradient(jnp.where(is_known, value_targets, 0))
+  if value_logits.ndim == 2:
+    logits = jnp.where(is_known, value_logits, 0)
+    cross_entropy = jax.nn.softplus(logits) - logits * targets
   else:
-    labels = num_correct > 0
-  labels = jnp.where(is_known, labels, 0).astype(jnp.float32)
-  return labels, is_known.astype(jnp.float32)
+    logits = jnp.where(is_known[:, :, None], value_logits, 0)
+    shares = two_hot(targets, logits.shape[2])
+    cross_entropy = -jnp.sum(shares * jax.nn.log_softmax(logits), axis=-1)
+  return jnp.sum(value_weights * cross_entropy), jnp.sum(value_weights)
 
 
-def process_reward_loss(
-  logits: jax.Array, labels: jax.Array, mask: jax.Array
+def clipped_two_hot_loss(
+  value_logits: jax.Array,
+  behavior_values: jax.Array,
+  value_targets: jax.Array,
+  value_weights: jax.Array,
+  *,
+  max_change: float,
 ) -> tuple[jax.Array, jax.Array]:
-  """Sums of the cross entropy between labels of steps and the process head.
+  """The loss of a value in bins, which gains nothing by a large change.
 
-    loss = - y log sigmoid(logit) - (1 - y) log sigmoid(-logit)
+    near_t = clip(V_t, old_t - max_change, old_t + max_change)
+    loss_t = cross entropy  where |V_t - z_t| >= |near_t - z_t|, else 0
 
-  Math-Shepherd, Wang et al., arXiv 2312.08935, section 3. For a soft label y
-  the least value is its entropy, at the logit log(y / (1 - y)).
+  V is the mean of the bins. The same values get no gradient as by
+  `ppo.clipped_value_loss`: those that have come nearer to their target than the
+  bound allows. Their weights still count.
 
   Args:
-    logits: `[B, R]` of the process head at the end of each step.
-    labels: `[B, R]` in [0, 1], hard or soft (`process_labels`); they receive no
-      gradient.
-    mask: `[B, R]`, 0 or more. Where it is 0 the other arrays may hold anything,
-      NaN included.
+    value_logits: `[B, T, K]` over the atoms of the value after position t.
+    behavior_values: `[B, T]` values when the data was made; constants.
+    value_targets: `[B, T]`, as for `value_loss`.
+    value_weights: `[B, T]`, as for `value_loss`.
+    max_change: largest change that may lower the loss.
 
   Returns:
     `(weighted sum, sum of weights)`, scalars.
   """
-  chex.assert_rank([logits, labels, mask], 2)
-  chex.assert_equal_shape([logits, labels, mask])
-  is_known = mask != 0
-  logits = jnp.where(is_known, logits, 0)
-  labels = jax.lax.stop_gradient(jnp.where(is_known, labels, 0))
-  cross_entropy = jax.nn.softplus(logits) - logits * labels
-  return jnp.sum(mask * cross_entropy), jnp.sum(mask)
-
-
-def _aligned(support: jax.Array, num_axes: int) -> jax.Array:
-  """The atoms with axes of size 1 before them, one per axis of the values."""
-  return support.reshape((1,) * num_axes + (-1,))
+  chex.assert_rank(value_logits, 3)
+  chex.assert_equal_shape([behavior_values, value_targets, value_weights])
+  values = value_of(value_logits, 2)
+  near = jnp.clip(
+    values, behavior_values - max_change, behavior_values + max_change
+  )
+  is_beyond = jnp.abs(values - value_targets) < jnp.abs(near - value_targets)
+  kept = jnp.where(is_beyond, 0, value_weights)
+  total, _ = value_loss(value_logits, value_targets, kept)
+  return total, jnp.sum(value_weights)

@@ -55,6 +55,8 @@ class TransformerConfig:
     embedding_scale: multiplies embeddings on the way in.
     tied_embeddings: the embedding is the policy head as well.
     value_hidden_width: hidden units of the value head; 0 for a linear one.
+    value_bins: K atoms over which the value is a distribution (`value_bins`), 2
+      or more; 0 for one logit.
     number_features: start the embeddings of number pieces from features of
       their value.
     lora_rank: inner width of the adapters beside the layers' products; 0 for
@@ -98,6 +100,7 @@ class TransformerConfig:
   embedding_scale: float = 1.0
   tied_embeddings: bool = False
   value_hidden_width: int = 0
+  value_bins: int = 0
   number_features: bool = False
   lora_rank: int = 0
   lora_alpha: float = 16.0
@@ -149,6 +152,10 @@ class TransformerConfig:
       raise ValueError(
         f"value_hidden_width={self.value_hidden_width} must be 0 (linear) or "
         "more"
+      )
+    if self.value_bins < 0 or self.value_bins == 1:
+      raise ValueError(
+        f"value_bins={self.value_bins} must be 0 (one logit), or 2 or more"
       )
     if self.lora_rank < 0:
       raise ValueError(f"lora_rank={self.lora_rank} must be 0 (none) or more")

@@ -29,9 +29,10 @@ class PolicyHead(nn.Module):
 
 
 class ValueHead(nn.Module):
-  """Hidden states `[..., D]` to the logit of the value, float32 `[...]`.
+  """Hidden states `[..., D]` to the value's logits, float32.
 
-  The last layer starts at zero: an untrained value is one half everywhere.
+  `[...]`, or `[..., K]` in bins (`value_bins`). The last layer starts at zero:
+  an untrained value is one half everywhere.
   """
 
   config: TransformerConfig
@@ -43,5 +44,8 @@ class ValueHead(nn.Module):
       start = nn.initializers.constant(self.config.width**-0.5)
       width = self.config.value_hidden_width
       x = jax.nn.gelu(nn.Dense(width, kernel_init=start, name="up")(x))
-    last = nn.Dense(1, kernel_init=nn.initializers.zeros, name="out")
-    return last(x)[..., 0]
+    num_bins = self.config.value_bins
+    last = nn.Dense(
+      num_bins or 1, kernel_init=nn.initializers.zeros, name="out"
+    )
+    return last(x) if num_bins else last(x)[..., 0]

@@ -15,6 +15,7 @@ import numpy as np
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.heads import PolicyHead, ValueHead
 from o1jax.policy.transformer import Decoder
+from o1jax.value_bins import value_of
 
 Params = Any
 MAX_LOGITS = 2**26  # a quarter of a GiB in float32
@@ -40,8 +41,10 @@ class Network(NamedTuple):
       that ended earlier then get waste behind their end, and their
       `suffix_lengths` are the caller's to keep. The caller sees to capacity.
     policy_logits: `(params, hidden [..., D]) -> [..., V]` float32.
-    value_logits: `(params, hidden [..., D]) -> [...]` float32.
-    value: the same through the sigmoid, in (0, 1): expected return.
+    value_logits: `(params, hidden [..., D]) -> [...]` float32, in bins `[...,
+      K]`.
+    value: `(params, hidden [..., D]) -> [...]`, what these stand for, in [0,
+      1]: expected return.
   """
 
   config: TransformerConfig
@@ -118,7 +121,7 @@ def make_network(
     return value_head.apply({"params": params["value_head"]}, hidden)
 
   def value(params, hidden):
-    return jax.nn.sigmoid(value_logits(params, hidden))
+    return value_of(value_logits(params, hidden), hidden.ndim - 1)
 
   return Network(config, init, apply, policy_logits, value_logits, value)
 
@@ -212,8 +215,8 @@ def next_token_log_probs(
   Returns:
     `(log_probs, value_logits)`, `[B, T]` float32: position t holds the
     log-prob of token t + 1 (0 at the last token of a document and in padding)
-    and the value's logit after tokens 0 .. t. With entropy a third, `[B, T]` in
-    nats, 0 where the log-prob is.
+    and the value's logit (in bins `[B, T, K]`) after tokens 0 .. t. With
+    entropy a third, `[B, T]` in nats, 0 where the log-prob is.
 
   Raises:
     ValueError: segments without positions or the reverse.

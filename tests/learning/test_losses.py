@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from o1jax.learning import cloning, policy_gradient, ppo
+from o1jax.learning import cloning, policy_gradient, ppo, value_losses
 
 MASK = np.array(
   [
@@ -77,6 +77,21 @@ def value_case(max_change):
   return Case(loss_fn, "values", ("behavior", "targets"))
 
 
+def outcome_case(learned):
+  """A value of one logit, or of as many bins as there are words."""
+
+  def loss_fn(targets, mask, **logits):
+    return value_losses.value_loss(logits[learned], targets, mask)
+
+  return Case(loss_fn, learned, ("targets",))
+
+
+def clipped_bins(logits, behavior, targets, mask):
+  return value_losses.clipped_two_hot_loss(
+    logits, behavior, targets, mask, max_change=0.3
+  )
+
+
 CASES = {
   "cloning": Case(
     lambda log_probs, mask: cloning.cloning_loss(log_probs, mask), "log_probs"
@@ -95,6 +110,11 @@ CASES = {
   "PPO with dual clip": ratio_case(dual_clip=1.5),
   "value": value_case(None),
   "clipped value": value_case(0.3),
+  "value of one logit": outcome_case("values"),
+  "value in bins": outcome_case("logits"),
+  "clipped value in bins": Case(
+    clipped_bins, "logits", ("behavior", "targets")
+  ),
   "k2": Case(
     functools.partial(divergence, estimator="k2"), "log_probs", ("reference",)
   ),

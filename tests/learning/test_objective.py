@@ -19,7 +19,7 @@ from o1jax.learning.objective import (
   Preference,
   weights,
 )
-from oracles import LossInLoops
+from oracles import LossInLoops, value_by_hand
 from toy_learner import (
   LENGTH,
   ROWS,
@@ -60,9 +60,15 @@ MIXED = Objective(
   ),
   preference=Preference(beta=0.7, coefficient=0.4),
 )
+BINNED = {
+  "values": dict(),
+  "clipped_values": dict(max_value_change=0.1),
+}
+NUM_BINS = 4
 CASES = [
   *(("drawn", name) for name in DRAWN),
   *(("pairs", name) for name in PAIRED),
+  *(("binned", name) for name in BINNED),
   ("mixed", "all"),
 ]
 
@@ -70,7 +76,11 @@ CASES = [
 @functools.cache
 def case(kind, name):
   """Objective, groups of rows, and the loops over them."""
-  if kind == "drawn":
+  if kind == "binned":
+    options = PolicyGradient(**BINNED[name])
+    objective = Objective(value_coefficient=0.5, policy_gradient=options)
+    groups = (make_batch(), make_drawn())
+  elif kind == "drawn":
     options = PolicyGradient(**DRAWN[name])
     objective = Objective(value_coefficient=0.5, policy_gradient=options)
     groups = (make_drawn(),)
@@ -80,7 +90,7 @@ def case(kind, name):
   else:
     objective, groups = MIXED, (make_batch(), make_drawn(), make_pairs())
   loops = LossInLoops(objective, numpy_forward, groups)
-  loops.weigh(wide(make_params()))
+  loops.weigh(wide(start(kind)))
   return objective, groups, loops
 
 
@@ -88,8 +98,13 @@ def case(kind, name):
 def slopes(kind, name):
   """The slopes of the loss in loops, `[parameters]`."""
   loops = case(kind, name)[2]
-  x, unravel = ravel(make_params())
+  x, unravel = ravel(start(kind))
   return slopes_of(lambda x: loops(unravel(x))["loss"], x)
+
+
+def start(kind):
+  """The parameters of a case."""
+  return make_params(NUM_BINS if kind == "binned" else 0)
 
 
 def ravel(params):
@@ -145,13 +160,13 @@ def step(objective, groups, *, params=None, mesh=None, **options):
 def test_the_gradient_is_the_slope_of_the_loss_in_loops(kind, name):
   objective, groups, loops = case(kind, name)
   with jax.enable_x64(True):
-    params = jax.tree.map(jax.numpy.asarray, wide(make_params()))
+    params = jax.tree.map(jax.numpy.asarray, wide(start(kind)))
     found, metrics = step(
       objective, tuple(map(in_float64, groups)), params=params
     )
   assert np.abs(found).max() > 1e-2
   np.testing.assert_allclose(found, slopes(kind, name), atol=1e-7)
-  expected = loops(wide(make_params()))
+  expected = loops(wide(start(kind)))
   if kind != "pairs":
     expected |= loops.ratio_numbers()
   for number, value in expected.items():
@@ -348,11 +363,15 @@ def test_the_rate_is_scaled():
   assert np.abs(changes[0]).max() > 1e-2 and not changes[2].any()
 
 
-@pytest.mark.parametrize("mesh_shape", [None, {"data": 3}, {"fsdp": 2}])
-def test_any_number_of_rows_is_scored(mesh_shape):
+@pytest.mark.parametrize(
+  "mesh_shape, num_bins",
+  [(None, 0), (None, NUM_BINS), ({"data": 3}, NUM_BINS), ({"fsdp": 2}, 0)],
+)
+def test_any_number_of_rows_is_scored(mesh_shape, num_bins):
   mesh = None if mesh_shape is None else meshes.make_mesh(mesh_shape)
   optimizer = make_optimizer()
-  params = updates.make_state(make_params(), optimizer, mesh).params
+  start = make_params(num_bins)
+  params = updates.make_state(start, optimizer, mesh).params
   score_fn = updates.make_score(with_entropy_fn, mesh=mesh)
   batch = make_batch()
   for count in (ROWS, 5):
@@ -361,11 +380,10 @@ def test_any_number_of_rows_is_scored(mesh_shape):
     )
     assert log_probs.shape == values.shape == (count, LENGTH)
     for row in range(count):
-      _, logits = numpy_forward(make_params(), batch.tokens[row])
-      np.testing.assert_allclose(
-        values[row], 1 / (1 + np.exp(-logits)), rtol=1e-5
-      )
-    own, _ = log_probs_fn(make_params(), batch.tokens[:count], None)
+      _, logits = numpy_forward(start, batch.tokens[row])
+      expected = list(map(value_by_hand, logits))
+      np.testing.assert_allclose(values[row], expected, rtol=1e-5)
+    own, _ = log_probs_fn(start, batch.tokens[:count], None)
     np.testing.assert_allclose(log_probs, own, atol=1e-6)
 
 

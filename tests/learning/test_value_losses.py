@@ -1,213 +1,109 @@
-"""Two-hot values and process rewards against their equations."""
+"""The losses of a value in bins against their equations.
+
+Slopes, masks and sums of parts are in `test_losses`, one logit is in
+`test_alphazero`.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from differences import assert_gradient_is_the_slope
-from o1jax.learning import value_losses
+from o1jax.learning import ppo, value_losses
+from o1jax.value_bins import value_of
 
-SUPPORT = np.array([-1.0, 0.0, 0.5, 2.0])
-
-
-def support():
-  return jnp.asarray(SUPPORT)
+NUM_BINS = 5
+MAX_CHANGE = 0.1
 
 
-def two_hot_by_hand(target):
-  weights = np.zeros(len(SUPPORT))
-  target = min(max(target, SUPPORT[0]), SUPPORT[-1])
-  for k in range(len(SUPPORT) - 1):
-    lower, upper = SUPPORT[k], SUPPORT[k + 1]
-    if lower <= target <= upper:
-      weights[:] = 0
-      weights[k] = (upper - target) / (upper - lower)
-      weights[k + 1] = 1 - weights[k]
-  return weights
+def make_case():
+  """Logits, values of before, targets, and weights with holes."""
+  rng = np.random.default_rng(0)
+  shape = (4, 6)
+  weights = rng.uniform(size=shape) * (rng.uniform(size=shape) < 0.7)
+  logits = 2 * rng.normal(size=(*shape, NUM_BINS))
+  arrays = logits, rng.uniform(size=shape), rng.uniform(size=shape), weights
+  return tuple(array.astype(np.float32) for array in arrays)
 
 
-def test_two_hot_is_the_two_atoms_around_the_target():
-  targets = np.array([[-1.0, -0.25, 0.0, 0.2], [0.5, 1.9, 2.0, 0.49]])
-  weights = value_losses.two_hot(jnp.asarray(targets, jnp.float32), support())
-  expected = [[two_hot_by_hand(target) for target in row] for row in targets]
-  np.testing.assert_allclose(weights, expected, atol=1e-6)
-  assert ((np.asarray(weights) > 0).sum(axis=-1) <= 2).all()
-  np.testing.assert_allclose(
-    jnp.einsum("btk,k->bt", weights, support()), targets, atol=1e-6
+def cross_entropy_by_hand(logits, target):
+  log_probs = logits - np.log(np.exp(logits).sum())
+  place = target * (NUM_BINS - 1)
+  lower = min(int(place), NUM_BINS - 2)
+  share = place - lower
+  return -(1 - share) * log_probs[lower] - share * log_probs[lower + 1]
+
+
+def test_sums_equal_a_loop_over_the_weighted_positions():
+  logits, _, targets, weights = make_case()
+  total, weight = value_losses.value_loss(logits, targets, weights)
+  expected = sum(
+    weights[index] * cross_entropy_by_hand(logits[index], targets[index])
+    for index in np.ndindex(*weights.shape)
   )
+  np.testing.assert_allclose(total, expected, rtol=1e-5)
+  np.testing.assert_allclose(weight, weights.sum(), rtol=1e-6)
 
 
-def test_targets_outside_the_support_are_clipped_to_its_ends():
-  weights = value_losses.two_hot(jnp.array([-7.0, 3.0, jnp.inf]), support())
-  np.testing.assert_array_equal(
-    weights, [[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
-  )
+def test_two_bins_are_learned_as_one_logit():
+  logits, _, targets, weights = make_case()
+  pair = logits[:, :, :2]
+  found = value_losses.value_loss(pair, targets, weights)
+  single = pair[:, :, 1] - pair[:, :, 0]
+  expected = value_losses.value_loss(single, targets, weights)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_two_hot_mean_reads_what_two_hot_wrote():
-  logits = jnp.log(jnp.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25]]))
-  values = value_losses.two_hot_mean(logits, support())
-  np.testing.assert_allclose(values, [0.85, 0.375], rtol=1e-6)
-
-
-def test_least_two_hot_loss_is_at_the_target():
-  targets = jnp.array([[-0.3, 0.3, 1.4]])
+def test_the_loss_is_least_where_the_mean_is_the_target():
+  targets = jnp.array([[0.05, 0.3, 0.9]])
 
   def loss(logits):
-    return value_losses.two_hot_value_loss(
-      logits, targets, jnp.ones((1, 3)), support()
-    )[0]
+    return value_losses.value_loss(logits, targets, jnp.ones((1, 3)))[0]
 
   def descend(logits, _):
     return logits - 4.0 * jax.grad(loss)(logits), None
 
-  start = jnp.zeros((1, 3, 4))
   descent = jax.jit(lambda x: jax.lax.scan(descend, x, None, 400)[0])
-  logits = descent(start)
-  found = value_losses.two_hot_mean(logits, support())
-  np.testing.assert_allclose(found, targets, atol=5e-3)
-  entropy = sum(
-    -p * np.log(p)
-    for target in targets[0]
-    for p in two_hot_by_hand(float(target))
-    if p > 0
-  )
-  np.testing.assert_allclose(loss(logits), entropy, atol=2e-2)
+  logits = descent(jnp.zeros((1, 3, NUM_BINS)))
+  np.testing.assert_allclose(value_of(logits, 2), targets, atol=5e-3)
+  entropies = [
+    -p * np.log(p) for share in (0.2, 0.2, 0.6) for p in (share, 1 - share)
+  ]
+  np.testing.assert_allclose(loss(logits), sum(entropies), atol=2e-2)
 
 
-def make_case():
-  """Logits, targets and weights with holes, in float64."""
-  rng = np.random.default_rng(0)
-  mask = rng.uniform(size=(3, 5)) * (rng.uniform(size=(3, 5)) < 0.6)
-  assert (mask == 0).any() and (mask > 0).sum() > 4
-  logits, targets = rng.normal(size=(3, 5, 4)), 2 * rng.normal(size=(3, 5))
-  return logits, targets, mask
-
-
-def two_hot_loss(logits, targets, mask):
-  return value_losses.two_hot_value_loss(
-    logits, jnp.asarray(targets), jnp.asarray(mask), support()
+def clipped(logits, old, targets, weights):
+  return value_losses.clipped_two_hot_loss(
+    logits, old, targets, weights, max_change=MAX_CHANGE
   )
 
 
-def process_loss(logits, targets, mask):
-  """The process head sees the first logit, labels are targets in [0, 1]."""
-  labels = jax.nn.sigmoid(jnp.asarray(targets))
-  return value_losses.process_reward_loss(
-    logits[:, :, 0], labels, jnp.asarray(mask)
-  )
-
-
-LOSSES = {"two-hot": two_hot_loss, "process": process_loss}
-each_loss = pytest.mark.parametrize("name", LOSSES)
-
-
-def value_and_gradient(name, logits, targets, mask):
-  def loss(logits, targets):
-    return LOSSES[name](logits, targets, mask)
-
-  total = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-  arrays = (jnp.asarray(array, jnp.float32) for array in (logits, targets))
-  (value, weight), gradient = jax.jit(total)(*arrays)
-  return value, weight, gradient
-
-
-@each_loss
-def test_gradient_equals_finite_differences_in_float64(name):
-  logits, targets, mask = make_case()
-
-  def loss(logits):
-    total, weight = LOSSES[name](logits, targets, mask)
-    return total / weight
-
-  assert_gradient_is_the_slope(loss, logits)
-
-
-@each_loss
-def test_sums_equal_a_loop_over_the_weighted_positions(name):
-  logits, targets, mask = make_case()
-  total, weight, (_, target_gradient) = value_and_gradient(
-    name, logits, targets, mask.astype(np.float32)
-  )
-  expected = 0.0
-  for index in np.ndindex(*mask.shape):
-    if name == "two-hot":
-      log_probs = logits[index] - np.log(np.exp(logits[index]).sum())
-      error = -two_hot_by_hand(targets[index]) @ log_probs
+def test_a_value_beyond_the_bound_is_left_out():
+  logits, old, targets, weights = make_case()
+  total, weight = clipped(logits, old, targets, weights)
+  atoms = np.linspace(0, 1, NUM_BINS)
+  expected, num_left_out = 0.0, 0
+  for index in np.ndindex(*weights.shape):
+    p = np.exp(logits[index]) / np.exp(logits[index]).sum()
+    value, target = p @ atoms, targets[index]
+    near = min(max(value, old[index] - MAX_CHANGE), old[index] + MAX_CHANGE)
+    if abs(value - target) < abs(near - target):
+      num_left_out += weights[index] > 0
     else:
-      label = 1 / (1 + np.exp(-targets[index]))
-      right = 1 / (1 + np.exp(-logits[index][0]))
-      error = -label * np.log(right) - (1 - label) * np.log(1 - right)
-    expected += mask[index] * error
+      error = cross_entropy_by_hand(logits[index], target)
+      expected += weights[index] * error
+  assert 2 < num_left_out < (weights > 0).sum() - 2
   np.testing.assert_allclose(total, expected, rtol=1e-5)
-  np.testing.assert_allclose(weight, mask.sum(), rtol=1e-6)
-  np.testing.assert_array_equal(target_gradient, np.zeros(targets.shape))
+  np.testing.assert_allclose(weight, weights.sum(), rtol=1e-6)
 
 
-@each_loss
-def test_what_stands_at_masked_positions_is_never_read(name):
-  logits, targets, mask = make_case()
-  mask = mask.astype(np.float32)
-  value, weight, gradient = value_and_gradient(name, logits, targets, mask)
-  is_absent = mask == 0
-  dirty_logits = np.where(is_absent[:, :, None], np.nan, logits)
-  dirty_targets = np.where(is_absent, np.nan, targets)
-  found = value_and_gradient(name, dirty_logits, dirty_targets, mask)
-  jax.tree.map(np.testing.assert_array_equal, found, (value, weight, gradient))
-  assert not np.asarray(gradient[0])[is_absent].any()
-  nothing = value_and_gradient(name, dirty_logits, dirty_targets, 0 * mask)
-  for leaf in jax.tree.leaves(nothing):
-    np.testing.assert_array_equal(leaf, np.zeros(leaf.shape))
+def test_bins_are_held_where_the_squared_error_is():
+  logits, old, targets, weights = make_case()
+  in_bins = jax.grad(lambda x: clipped(x, old, targets, weights)[0])(logits)
 
+  def squared(values):
+    return ppo.clipped_value_loss(
+      values, old, targets, weights, max_change=MAX_CHANGE
+    )[0]
 
-@each_loss
-def test_padding_and_the_order_of_rows_do_not_matter(name):
-  logits, targets, mask = make_case()
-  mask = mask.astype(np.float32)
-  value, weight, gradient = value_and_gradient(name, logits, targets, mask)
-  order = np.array([2, 0, 1])
-  shape = ((0, 1), (0, 2))
-  moved = value_and_gradient(
-    name,
-    np.pad(logits[order], (*shape, (0, 0)), constant_values=np.nan),
-    np.pad(targets[order], shape, constant_values=np.nan),
-    np.pad(mask[order], shape),
-  )
-  np.testing.assert_allclose(moved[0], value, rtol=1e-6)
-  np.testing.assert_allclose(moved[1], weight, rtol=1e-6)
-  np.testing.assert_allclose(moved[2][0][:3, :5], gradient[0][order], rtol=1e-6)
-  assert float(jnp.abs(moved[2][0]).sum()) == pytest.approx(
-    float(jnp.abs(gradient[0]).sum())
-  )
-
-
-def test_process_labels_are_the_shares_of_right_rollouts():
-  num_correct = jnp.array([[8, 3, 0, 0]])
-  num_rollouts = jnp.array([[8, 4, 8, 0]])
-  soft, mask = value_losses.process_labels(num_correct, num_rollouts)
-  np.testing.assert_array_equal(soft, [[1, 0.75, 0, 0]])
-  np.testing.assert_array_equal(mask, [[1, 1, 1, 0]])
-  hard, mask = value_losses.process_labels(
-    num_correct, num_rollouts, estimate="hard"
-  )
-  np.testing.assert_array_equal(hard, [[1, 1, 0, 0]])
-  np.testing.assert_array_equal(mask, [[1, 1, 1, 0]])
-  assert soft.dtype == hard.dtype == jnp.float32
-  with pytest.raises(ValueError, match="'mean' is none of soft, hard"):
-    value_losses.process_labels(num_correct, num_rollouts, estimate="mean")
-
-
-def test_process_loss_is_least_where_the_logit_says_the_label():
-  label = 0.3
-
-  def loss(logits):
-    one = jnp.ones((1, 1))
-    return value_losses.process_reward_loss(logits, label * one, one)[0]
-
-  best = jnp.full((1, 1), np.log(label / (1 - label)))
-  entropy = -label * np.log(label) - (1 - label) * np.log(1 - label)
-  np.testing.assert_allclose(loss(best), entropy, rtol=1e-6)
-  np.testing.assert_allclose(jax.grad(loss)(best), [[0.0]], atol=1e-6)
-  extreme = jnp.full((1, 1), 200.0)
-  np.testing.assert_allclose(loss(extreme), 0.7 * 200, rtol=1e-6)
+  by_value = jax.grad(squared)(value_of(logits, 2))
+  np.testing.assert_array_equal(in_bins.any(axis=2), by_value != 0)

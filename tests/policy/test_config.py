@@ -31,6 +31,8 @@ GOOD = TransformerConfig(
     ({"num_sinks": 2}, "num_sinks=2 without a window: set sliding_window"),
     ({"num_layers": 0}, "num_layers=0 must be 1 or more"),
     ({"value_hidden_width": -1}, "value_hidden_width=-1"),
+    ({"value_bins": 1}, r"value_bins=1 must be 0 \(one logit\), or 2 or more"),
+    ({"value_bins": -2}, "value_bins=-2 must be 0"),
     ({"lora_rank": -1}, "lora_rank=-1 must be 0"),
     ({"lora_alpha": 0.0}, "lora_alpha=0.0 must be above 0"),
     ({"activation": "relu"}, "'relu' is not one of swiglu, geglu, gelu"),

@@ -62,15 +62,21 @@ def test_features_need_values_of_this_vocabulary():
     make_network(make_config(number_features=True), np.zeros(9))
 
 
-@pytest.mark.parametrize("tied, hidden_width", [(False, 5), (True, 0)])
-def test_start(tied, hidden_width):
-  config = make_config(tied_embeddings=tied, value_hidden_width=hidden_width)
+@pytest.mark.parametrize(
+  "tied, hidden_width, num_bins", [(False, 5, 0), (True, 0, 3)]
+)
+def test_start(tied, hidden_width, num_bins):
+  config = make_config(
+    tied_embeddings=tied,
+    value_hidden_width=hidden_width,
+    value_bins=num_bins,
+  )
   network = make_network(config)
   params = network.init(jax.random.key(1))
   assert isinstance(params, dict)
   assert bool(params["policy_head"]) != tied
   hidden = jax.random.normal(jax.random.key(2), (3, 48))
-  assert (np.asarray(network.value(params, hidden)) == 0.5).all()
+  np.testing.assert_array_equal(network.value(params, hidden), np.full(3, 0.5))
   assert network.policy_logits(params, hidden).shape == (3, 70)
   # Spreads: logits and projections of unit inputs have about unit size.
   trunk = params["trunk"]
