@@ -51,6 +51,7 @@ from o1jax.learning.objective import Objective, PolicyGradient
 from o1jax.learning.optimizer import make_optimizer
 from o1jax.learning.update import make_score, make_state, make_updates
 from o1jax.policy import next_token_log_probs
+from o1jax.process_rewards import Process
 from o1jax.reward.outcome import Verifier
 from o1jax.rollouts import Advantages, Pairs
 from o1jax.rows import RowMaker
@@ -137,6 +138,7 @@ def make_ours(network, params, args):
     reference="none",
     advantages=Advantages(baseline="group_std", skips_flat=False),
     pairs=Pairs(),
+    process=Process(),
     max_value_change=0.0,
   )
   maker = RowMaker(policy, task, mix)

@@ -135,12 +135,13 @@ def get_config(arg=None):
   config.learn.average_decay = 0.995  # of the parameters that search
   config.learn.learning_rate_scale = 1.0  # of the schedule's rate
   config.learn.reference = "none"  # policy to stay near: none, start, iteration
-  # Options of rows.policy_gradient, rows.best and rows.pairs, see
-  # o1jax/rollouts.py and o1jax/learning/objective.py.
+  # Options of rows.policy_gradient, rows.best, rows.pairs and rows.process, see
+  # o1jax/rollouts.py, o1jax/learning/objective.py and o1jax/process_rewards.py.
   config.learn.advantages = ConfigDict()
   config.learn.policy_gradient = ConfigDict()
   config.learn.preference = ConfigDict()
   config.learn.pairs = ConfigDict()
+  config.learn.process = ConfigDict()
   config.learn.replay = (
     ConfigDict()
   )  # see o1jax/experience.py, Experience.sample

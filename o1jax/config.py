@@ -42,6 +42,7 @@ OPEN_GROUPS = {
   "learn.policy_gradient": None,
   "learn.preference": None,
   "learn.pairs": None,
+  "learn.process": None,
   "learn.replay": None,
   "questions": None,
   "health": None,

@@ -18,6 +18,7 @@ from o1jax.learning.objective import PolicyGradient, Preference
 from o1jax.learning.optimizer import make_optimizer
 from o1jax.policy.config import TransformerConfig
 from o1jax.policy.tokenizer import train_tokenizer
+from o1jax.process_rewards import Process
 from o1jax.question_generator import QuestionGenerator
 from o1jax.regimes import Schedule
 from o1jax.rollouts import Advantages, Pairs
@@ -47,6 +48,7 @@ GROUPS = {
   "learn.policy_gradient": (PolicyGradient, set()),
   "learn.preference": (Preference, set()),
   "learn.pairs": (Pairs, set()),
+  "learn.process": (Process, set()),
   "learn.replay": (
     Experience.sample,
     {"self", "rng", "n", "pool", "iteration"},
@@ -78,6 +80,7 @@ EMPTY_GROUPS = (
   "learn.policy_gradient",
   "learn.preference",
   "learn.pairs",
+  "learn.process",
   "learn.replay",
   "health",
 )

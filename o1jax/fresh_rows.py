@@ -4,6 +4,8 @@ Kinds of rows of a mix (`rows`) that need more than the experience keeps:
 
   policy_gradient  every draw of this iteration, with its advantage
   best             the best draw of each problem, to be cloned
+  process          every finished solution, each of its steps with the share of
+                   right solutions through it as the value's target
   linearized       each tree with a right solution as a chain of thought
   pairs            a preferred and a dispreferred solution, or step
 
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from o1jax import combinations, rollouts
+from o1jax import combinations, rollouts, scoring
 from o1jax.encoding import Policy
 from o1jax.experience import Experience, make_learner_batch
 from o1jax.learning.baselines import MovingBaseline
@@ -26,6 +28,7 @@ from o1jax.learning.objective import Objective, PolicyGradient
 from o1jax.learning.update import TrainState
 from o1jax.linearize import linearize
 from o1jax.packing import empty_rows, pack_rows
+from o1jax.process_rewards import Process, with_step_labels
 from o1jax.rollouts import Advantages, Deck, Pairs, ScoreFn
 from o1jax.rows import FRESH, chain_document, chain_entry
 from o1jax.searched import Searched
@@ -54,6 +57,7 @@ class FreshRows:
     reference: str,
     advantages: Advantages,
     pairs: Pairs,
+    process: Process,
     max_value_change: float,
   ):
     """Takes options that `check` accepts; `score_fn` is from `make_score`.
@@ -77,6 +81,7 @@ class FreshRows:
     self._score_fn = score_fn
     self._advantages = advantages
     self._pairs = pairs
+    self._process = process
     self._reads_values = (
       advantages.baseline == "value"
       or advantages.truncated == "bootstrap"
@@ -114,6 +119,8 @@ class FreshRows:
         rows, moving, numbers = self._drawn(state, searched, verdicts, moving)
       elif kind == "best":
         rows, numbers = self._best(searched, verdicts, iteration)
+      elif kind == "process":
+        rows, numbers = self._labelled(searched, verdicts, iteration)
       elif kind == "linearized":
         rows, numbers = self._linearized(searched, verdicts)
       else:
@@ -182,6 +189,28 @@ class FreshRows:
     )
     return rows, {"best": len(found), "best_too_long": num_dropped}
 
+  def _labelled(self, searched, verdicts, iteration):
+    entries = scoring.score(
+      self._task, searched, verdicts, iteration, relabels=False
+    )
+    prompts = [self._prompt(entry.problem) for entry in entries]
+    rows, num_dropped = make_learner_batch(
+      prompts,
+      entries,
+      length=self._policy.lengths.row_tokens,
+      policy_weights="zeros",
+      value_positions="none",
+      pad_id=self._policy.tokenizer.pad_id,
+    )
+    rows = with_step_labels(
+      rows,
+      searched,
+      verdicts,
+      [len(prompt) for prompt in prompts],
+      estimate=self._process.estimate,
+    )
+    return rows, {"process": len(entries), "process_too_long": num_dropped}
+
   def _linearized(self, searched, verdicts):
     lengths, mark = self._policy.lengths, self._task.thinking_mark
     width = lengths.reflection_tokens or lengths.row_tokens
@@ -245,6 +274,7 @@ def check(
   *,
   reference: str,
   advantages: Advantages,
+  process: Process,
   objective: Objective,
   search: Mapping[str, Any],
 ) -> str | None:
@@ -254,6 +284,7 @@ def check(
     mix: rows of a batch by kind.
     reference: learn.reference.
     advantages: learn.advantages.
+    process: learn.process.
     objective: options of the losses.
     search: fields of the search.
 
@@ -272,6 +303,11 @@ def check(
     raise ValueError(
       "learn.rows.pairs with learn.reference='none': preferences are measured "
       "against a reference; set it to 'start' or 'iteration'"
+    )
+  if process != Process() and not mix.get("process"):
+    raise ValueError(
+      f"learn.process.estimate={process.estimate!r} is not read without such "
+      "rows: set learn.rows.process above 0, or leave it out"
     )
   if not mix.get("policy_gradient"):
     return None

@@ -23,6 +23,7 @@ from o1jax.learning import update
 from o1jax.learning.objective import Objective, PolicyGradient, Preference
 from o1jax.learning.optimizer import Optimizer
 from o1jax.policy.network import next_token_log_probs
+from o1jax.process_rewards import Process
 from o1jax.regimes import Schedule
 from o1jax.rollouts import Advantages, Pairs
 from o1jax.solver import Solver
@@ -163,10 +164,12 @@ def make_regimes(
     learn, search = config.learn, search_options(config, mesh)
     objective = objective_of(config)
     advantages = Advantages(**learn.advantages)
+    process = Process(**learn.process)
     notice = fresh_rows.check(
       learn.rows,
       reference=learn.reference,
       advantages=advantages,
+      process=process,
       objective=objective,
       search=search,
     )
@@ -191,6 +194,7 @@ def make_regimes(
         reference=learn.reference,
         advantages=advantages,
         pairs=Pairs(**learn.pairs),
+        process=process,
         max_value_change=objective.policy_gradient.max_value_change,
       ),
       objective=objective,

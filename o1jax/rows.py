@@ -38,6 +38,8 @@ kinds:
                   in the first phase any that the task draws
   policy_gradient this iteration: every draw, with its advantage
   best            this iteration: the best draw of each problem, cloned
+  process         this iteration: the share of right solutions through each step
+                  of a solution as the value's target, nothing else
   linearized      this iteration: trees as chains of thought, with their dead
                   ends, cloned
   pairs           a preferred and a dispreferred solution, or step: a row each
@@ -101,6 +103,7 @@ POOLS = {
 FRESH = {
   "policy_gradient": PolicyGradientBatch,
   "best": LearnerBatch,
+  "process": LearnerBatch,
   "linearized": PackedBatch,
   "pairs": PreferenceBatch,
 }

@@ -77,6 +77,7 @@ def test_every_config_can_be_run(path, arg, tmp_path):
         "learn.policy_gradient",
         "learn.preference",
         "learn.pairs",
+        "learn.process",
         "regimes.changes",
       )
     ),

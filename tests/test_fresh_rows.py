@@ -16,6 +16,7 @@ from o1jax.learning.baselines import empty_baseline
 from o1jax.learning.objective import Objective, PolicyGradient
 from o1jax.learning.optimizer import make_optimizer
 from o1jax.policy.network import next_token_log_probs
+from o1jax.process_rewards import Process
 from o1jax.rollouts import Advantages, Pairs
 from o1jax.solver import Solver
 from policies import ToyTask, packed_members, tiny_params, tiny_policy
@@ -89,7 +90,13 @@ def make_state():
 
 
 def make_fresh(
-  mix, *, reference="none", advantages=None, pairs=None, max_value_change=0.0
+  mix,
+  *,
+  reference="none",
+  advantages=None,
+  pairs=None,
+  process=None,
+  max_value_change=0.0,
 ):
   return FreshRows(
     tiny_policy(),
@@ -99,6 +106,7 @@ def make_fresh(
     reference=reference,
     advantages=advantages or Advantages(),
     pairs=pairs or Pairs(),
+    process=process or Process(),
     max_value_change=max_value_change,
   )
 
@@ -290,6 +298,65 @@ def test_pairs_of_steps_share_what_stands_before_them():
   assert set(first[:, 0].tolist()) - prompts
 
 
+def is_through(nodes, solution, node):
+  """Whether a node is the end of a solution or an ancestor of it."""
+  place = solution.node
+  while place not in (node, 0):
+    place = int(nodes["parent"][place])
+  return place == node
+
+
+@pytest.mark.parametrize(
+  "strategy, estimate",
+  [("mcts", "soft"), ("mcts", "hard"), ("best_of_n", "soft")],
+)
+def test_steps_learn_the_share_of_right_solutions_through_them(
+  strategy, estimate
+):
+  deck, numbers = decks_of(
+    "process", strategy, process=Process(estimate=estimate)
+  )
+  rows, row = deck.rows, 0
+  found = []
+  for one, judged in zip(*search(strategy)[:2], strict=True):
+    finished = [
+      (s, v.is_correct)
+      for s, v in zip(one.solutions, judged, strict=True)
+      if s.is_finished
+    ]
+    for solution, _ in finished:
+      expected, end = {}, rows.lengths[row]
+      node = solution.node
+      while node:
+        marks = [
+          is_right
+          for other, is_right in finished
+          if is_through(one.nodes, other, node)
+        ]
+        label = sum(marks) / len(marks)
+        expected[int(end) - 1] = label if estimate == "soft" else label > 0
+        end -= one.nodes["lengths"][node]
+        node = int(one.nodes["parent"][node])
+      assert end == len(prompt_of(one.problem))
+      assert rows.lengths[row] == end + len(solution.tokens)
+      places = np.flatnonzero(rows.value_weights[row])
+      assert places.tolist() == sorted(expected)
+      np.testing.assert_allclose(
+        rows.value_targets[row, places],
+        [expected[place] for place in places],
+        rtol=1e-6,
+      )
+      found += expected.values()
+      row += 1
+  assert len(deck) == row == numbers["learn/process"] > 0
+  assert set(np.unique(rows.value_weights)) == {0, 1}
+  assert not rows.policy_weights.any()
+  # Only solutions of a tree share steps.
+  is_mixed = strategy == "mcts" and estimate == "soft"
+  assert any(0 < label < 1 for label in found) == is_mixed
+  assert len(found) > row if strategy == "mcts" else len(found) == row
+
+
 def test_a_mix_without_such_rows_makes_none():
   fresh = make_fresh({"search": 4, "best": 0})
   assert not fresh
@@ -311,11 +378,19 @@ SEARCH = {
 CHOICE = dict(allows_choice=True)
 
 
-def check(mix, reference="start", advantages=None, objective=None, **search):
+def check(
+  mix,
+  reference="start",
+  advantages=None,
+  process=None,
+  objective=None,
+  **search,
+):
   return fresh_rows.check(
     mix,
     reference=reference,
     advantages=Advantages(**(advantages or {})),
+    process=Process(**(process or {})),
     objective=Objective(policy_gradient=PolicyGradient(**(objective or {}))),
     search=SEARCH | search,
   )
@@ -335,6 +410,11 @@ DRAWN = {"policy_gradient": 8}
       dict(mix={"pairs": 8}, reference="none"),
       "learn.rows.pairs with learn.reference='none': preferences are measured "
       "against a reference; set it to 'start' or 'iteration'",
+    ),
+    (
+      dict(mix={"search": 8, "process": 0}, process=dict(estimate="hard")),
+      "learn.process.estimate='hard' is not read without such rows: set "
+      "learn.rows.process above 0, or leave it out",
     ),
     (
       dict(mix=DRAWN, reference="none", objective=dict(kl_coefficient=0.1)),
@@ -402,6 +482,8 @@ def test_what_goes_together_is_taken():
   assert check(DRAWN, strategy="majority_vote", temperature=0.7) is None
   assert check({"best": 8}, reference="none", strategy="mcts") is None
   assert check({"pairs": 8}, reference="iteration", strategy="mcts") is None
+  hard = dict(estimate="hard")
+  assert check({"process": 8}, process=hard, strategy="mcts") is None
   # Rounds of one draw each are a group too.
   rounds = dict(num_candidates=1, options=dict(num_rounds=4))
   assert check(DRAWN, **rounds) is None
@@ -440,7 +522,7 @@ def test_a_length_penalty_needs_room():
 
 def test_the_options_are_fields_of_a_config():
   for group, (function, _) in fields.GROUPS.items():
-    if function in (Advantages, Pairs, PolicyGradient):
+    if function in (Advantages, Pairs, PolicyGradient, Process):
       assert dataclasses.is_dataclass(function) and group in fields.EMPTY_GROUPS
 
 
@@ -457,6 +539,7 @@ def test_trees_become_chains_of_thought_that_end_right():
     reference="none",
     advantages=Advantages(),
     pairs=Pairs(),
+    process=Process(),
     max_value_change=0.0,
   )
   decks, _, numbers = fresh.decks(

@@ -26,7 +26,7 @@ FLOORS = (
   "entailment step_model",
   "combinations searched linearize answering feedback judging solver "
   "allocation "
-  "evaluation report tree_drawing scoring rollouts text_rows "
+  "evaluation report tree_drawing scoring process_rewards rollouts text_rows "
   "rows fresh_rows fields regime_parts "
   "thinking build "
   "load studies regimes question_generator question_writer health",

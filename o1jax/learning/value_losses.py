@@ -1,8 +1,9 @@
-"""Losses of the value: cross entropy to what is expected.
+"""Losses of the value: cross entropy to outcomes, or to labels of steps.
 
-The target is the outcome of a solution (AlphaGo Zero) or a return: a number in
-[0, 1], and a loss that is least where the value says it. Heads of one logit and
-of bins (`value_bins`) are told apart by the axes of their logits.
+The target is the outcome of a solution (AlphaGo Zero), a return, or the label
+of a step (`process_rewards`): a number in [0, 1], and a loss that is least
+where the value says it. Heads of one logit and of bins (`value_bins`) are told
+apart by the axes of their logits.
 """
 
 import chex
