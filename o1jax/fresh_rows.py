@@ -23,6 +23,7 @@ import numpy as np
 from o1jax import combinations, rollouts, scoring
 from o1jax.encoding import Policy
 from o1jax.experience import Experience, make_learner_batch
+from o1jax.learned_texts import chain_document, chain_entry
 from o1jax.learning.baselines import MovingBaseline
 from o1jax.learning.objective import Objective, PolicyGradient
 from o1jax.learning.update import TrainState
@@ -30,7 +31,7 @@ from o1jax.linearize import linearize
 from o1jax.packing import empty_rows, pack_rows
 from o1jax.process_rewards import Process, with_step_labels
 from o1jax.rollouts import Advantages, Deck, Pairs, ScoreFn
-from o1jax.rows import FRESH, chain_document, chain_entry
+from o1jax.rows import FRESH
 from o1jax.searched import Searched
 from o1jax.tasks.task import Task
 from o1jax.types import Problem, ScoredSolution, Verdict

@@ -11,7 +11,7 @@ import pytest
 from o1jax import build, fields, jsonl, regime_parts
 from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
-from o1jax.rows import demonstration
+from o1jax.learned_texts import demonstration
 from o1jax.tasks import make_task
 from o1jax.tasks.countdown import Countdown
 from policies import tiny_config, tiny_policy

@@ -27,7 +27,7 @@ FLOORS = (
   "combinations searched linearize answering feedback judging solver "
   "allocation "
   "evaluation report tree_drawing scoring process_rewards rollouts text_rows "
-  "rows fresh_rows fields regime_parts "
+  "learned_texts rows fresh_rows fields regime_parts "
   "thinking build "
   "load studies regimes question_generator question_writer health",
   "iterate",

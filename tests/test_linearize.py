@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from o1jax import behaviors, rows
+from o1jax import behaviors, learned_texts
 from o1jax import mesh as mesh_lib
 from o1jax.linearize import linearize, linearized
 from o1jax.searched import FoundSolution, Searched, path_of
@@ -266,6 +266,6 @@ def test_a_real_search_becomes_demonstrations():
     assert len(tokens) <= 60
     num_dead_ends += text.count("no good, back to")
     # What rows of an update are made of.
-    entry = rows.demonstration(policy, problem, text, tokens)
+    entry = learned_texts.demonstration(policy, problem, text, tokens)
     assert entry.text == text and len(entry.tokens) == len(tokens) + 1
   assert num_dead_ends > 2

@@ -9,7 +9,8 @@ import pytest
 from o1jax import mesh as mesh_lib
 from o1jax.encoding import Lengths
 from o1jax.experience import Experience
-from o1jax.rows import RowMaker, chain_entry, learned_parts
+from o1jax.learned_texts import chain_entry, learned_parts
+from o1jax.rows import RowMaker
 from o1jax.tasks import make_task
 from o1jax.thinking import Thinking
 from o1jax.types import ScoredSolution

@@ -30,11 +30,11 @@ from o1jax import mesh as mesh_lib
 from o1jax.encoding import Policy
 from o1jax.experience import Experience, make_learner_batch
 from o1jax.fresh_rows import MAX_DEAD_ENDS
+from o1jax.learned_texts import demonstration
 from o1jax.learning import update
 from o1jax.learning.objective import Objective
 from o1jax.learning.optimizer import Optimizer, make_optimizer
 from o1jax.linearize import linearized
-from o1jax.rows import demonstration
 from o1jax.solver import Solver
 from o1jax.studies import learner, search
 from o1jax.studies.context import Context
