@@ -16,8 +16,8 @@ Muon. 37 minutes on one core (`--config.mesh.num_cpu_devices=1`), greedy 58%.
 `:thinking` learns with Muon, first as above and then, from iteration 15 on,
 also chains of thought: wrong attempts, what is wrong with them, and a right
 one. 8 minutes where the run above takes 11, set-up left out (one seed, 512
-held-out problems): greedy 65%, a chain decoded greedily 76% with 45 tokens where
-one solution has 20.
+held-out problems): greedy 65%, a chain decoded greedily 76% with 45 tokens
+where one solution has 20.
 
 Machine: two cores of a server CPU. Minutes: 12 to 18, set-up and compilation
 included. Result (one seed, 512 held-out problems, standard error 2 points):
