@@ -4,13 +4,15 @@ An untrained network would write byte soup: here a few pieces are far likelier
 than all others, so that steps end, solutions finish and texts repeat.
 """
 
+import contextlib
 import functools
 import pathlib
 
 import jax
 import numpy as np
+import pytest
 
-from o1jax import build, load
+from o1jax import build, iterate, load, metrics
 from o1jax import config as config_lib
 from o1jax import mesh as mesh_lib
 from o1jax.checkpoint import Checkpoints
@@ -206,6 +208,26 @@ def tiny_workdir(workdir: pathlib.Path, num_saves: int) -> None:
       meta={"metrics_cursor": 0},
       metric=-step,
     )
+
+
+@contextlib.contextmanager
+def learning_compiles():
+  """Yields a list: whether each call of `iterate.learn` in there compiled.
+
+  Rows of an update have one shape. Those of a search have not: programs for
+  fewer rows are compiled when so many are left, which is a draw's affair.
+  """
+  found, learn = [], iterate.learn
+
+  def watched(*args):
+    clock = metrics.Clock()
+    learned = learn(*args)
+    found.append(clock.compilation() > 0)
+    return learned
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(iterate, "learn", watched)
+    yield found
 
 
 def packed_members(batch):
