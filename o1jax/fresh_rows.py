@@ -23,7 +23,7 @@ import numpy as np
 from o1jax import combinations, rollouts, scoring
 from o1jax.encoding import Policy
 from o1jax.experience import Experience, make_learner_batch
-from o1jax.learned_texts import chain_document, chain_entry
+from o1jax.learned_texts import chain_document, chain_entries
 from o1jax.learning.baselines import MovingBaseline
 from o1jax.learning.objective import Objective, PolicyGradient
 from o1jax.learning.update import TrainState
@@ -216,7 +216,7 @@ class FreshRows:
     lengths, mark = self._policy.lengths, self._task.thinking_mark
     width = lengths.reflection_tokens or lengths.row_tokens
     pad_id = self._policy.tokenizer.pad_id
-    made = []
+    chains = []
     for one, judged in zip(searched, verdicts, strict=True):
       found = linearize(
         one,
@@ -225,8 +225,12 @@ class FreshRows:
       )
       if found is not None:
         problem, text = found
-        entry = chain_entry(self._policy, self._task, problem, mark + text)
-        made.append(chain_document(self._prompt(problem), entry))
+        chains.append((problem, mark + text))
+    entries = chain_entries(self._policy, self._task, chains)
+    made = [
+      chain_document(self._prompt(problem), entry)
+      for (problem, _), entry in zip(chains, entries, strict=True)
+    ]
     fitting = [document for document in made if len(document.tokens) <= width]
     numbers = {
       "linearized": len(made),

@@ -90,34 +90,43 @@ def learned_parts(task: Task, text: str) -> Iterator[tuple[str, bool]]:
   yield last, True
 
 
-def chain_entry(
-  policy: Policy, task: Task, problem: Problem, text: str
-) -> ScoredSolution:
-  """A text with marks as a solution whose weights say what is learned.
+def chain_entries(
+  policy: Policy, task: Task, chains: Sequence[tuple[Problem, str]]
+) -> list[ScoredSolution]:
+  """Texts with marks as solutions whose weights say what is learned.
 
   Of an attempt in a chain whose steps are legal what its steps come to is
   learned too. Else the policy would see no line of a chain that does not reach
   the target, and would write the target as the result of anything.
+
+  Args:
+    policy: encodes.
+    task: has the marks, and judges the steps.
+    chains: problems and what is written behind them.
   """
-  parts, is_learned = zip(*learned_parts(task, text), strict=True)
+  split = [list(learned_parts(task, text)) for _, text in chains]
   # Parts begin or end with newlines, which are tokens of their own: the tokens
-  # of the text are those of its parts.
-  encoded = policy.tokenizer.encode_batch(parts)
-  weights = []
-  is_chain = text.startswith(task.thinking_mark)
-  for part, ids, learns in zip(parts, encoded, is_learned, strict=True):
-    own = np.full(len(ids), learns, np.float32)
-    is_attempt = is_chain and not learns and part != task.thinking_mark
-    if is_attempt and all(task.judge_steps(problem, part)):
-      # What follows the last token belongs to the next part.
-      own[1:] = after_mark(policy, task, np.array(ids))[:-1]
-    weights.append(own)
-  entry = demonstration(
-    policy, problem, text, [t for ids in encoded for t in ids]
-  )
-  # The last part is learned, and so is the end mark after it.
-  weights = np.concatenate([*weights, np.ones(1, np.float32)])
-  return dataclasses.replace(entry, step_weights=weights)
+  # of a text are those of its parts.
+  texts = [part for parts in split for part, _ in parts]
+  encoded = iter(policy.tokenizer.encode_batch(texts))
+  entries = []
+  for (problem, text), parts in zip(chains, split, strict=True):
+    is_chain = text.startswith(task.thinking_mark)
+    tokens, weights = [], []
+    for part, learns in parts:
+      ids = next(encoded)
+      own = np.full(len(ids), learns, np.float32)
+      is_attempt = is_chain and not learns and part != task.thinking_mark
+      if is_attempt and all(task.judge_steps(problem, part)):
+        # What follows the last token belongs to the next part.
+        own[1:] = after_mark(policy, task, np.array(ids))[:-1]
+      tokens += ids
+      weights.append(own)
+    # The last part is learned, and so is the end mark after it.
+    weights = np.concatenate([*weights, np.ones(1, np.float32)])
+    entry = demonstration(policy, problem, text, tokens)
+    entries.append(dataclasses.replace(entry, step_weights=weights))
+  return entries
 
 
 def chain_document(prompt: np.ndarray, entry: ScoredSolution) -> Document:

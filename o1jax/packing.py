@@ -53,61 +53,54 @@ def first_fit(
   return rows
 
 
-def pack_documents(
-  documents: Sequence[Sequence[int]], length: int, *, pad_id: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pack_rows(
+  documents: Sequence[Document], length: int, *, pad_id: int = 0
+) -> PackedBatch:
   """Puts documents one behind the other into as few rows as first fit takes.
 
   Args:
-    documents: token ids of each, at least one.
+    documents: at least one.
     length: T, tokens of a row.
     pad_id: fills what is left on the right.
 
   Returns:
-    `(tokens, segment_ids, positions)`, `[B, T]` int32: segments count from 0 in
-    each row and are -1 in padding, positions from 0 in each document. Tokens
-    of a row are `(segment_ids >= 0).sum(-1)`.
+    Rows `[B, T]`: segments count from 0 in each row and are -1 in padding,
+    positions from 0 in each document.
 
   Raises:
     ValueError: no document, an empty one, or one longer than a row.
   """
   if not documents:
     raise ValueError("documents is empty: pass at least one")
-  for i, document in enumerate(documents):
-    if not 1 <= len(document) <= length:
+  sizes = [len(document.tokens) for document in documents]
+  for i, size in enumerate(sizes):
+    if not 1 <= size <= length:
       raise ValueError(
-        f"document {i} has {len(document)} tokens, and a row holds 1 to "
-        f"{length}: cut or drop it, or raise length"
+        f"document {i} has {size} tokens, and a row holds 1 to {length}: cut "
+        "or drop it, or raise length"
       )
-  rows = first_fit([len(document) for document in documents], length)
-  tokens = np.full((len(rows), length), pad_id, np.int32)
-  segment_ids = np.full((len(rows), length), PADDING, np.int32)
-  positions = np.zeros((len(rows), length), np.int32)
-  for row, members in enumerate(rows):
+  return _laid_out(documents, first_fit(sizes, length), length, pad_id)
+
+
+def _laid_out(
+  documents: Sequence[Document],
+  places: Sequence[Sequence[int]],
+  length: int,
+  pad_id: int,
+) -> PackedBatch:
+  """Rows `[B, T]` of the documents whose indices `places` has for each."""
+  rows = empty_rows(len(places), length, pad_id=pad_id)
+  for row, members in enumerate(places):
     begin = 0
     for segment, i in enumerate(members):
-      size = len(documents[i])
-      own = slice(begin, begin + size)
-      tokens[row, own] = documents[i]
-      segment_ids[row, own] = segment
-      positions[row, own] = np.arange(size)
-      begin += size
-  return tokens, segment_ids, positions
-
-
-def pack_rows(
-  documents: Sequence[Document], length: int, *, pad_id: int = 0
-) -> PackedBatch:
-  """Documents with their weights, `[B, T]`; arguments of `pack_documents`."""
-  tokens, segment_ids, positions = pack_documents(
-    [document.tokens for document in documents], length, pad_id=pad_id
-  )
-  weights = np.zeros(tokens.shape, np.float32)
-  rows = first_fit([len(document.tokens) for document in documents], length)
-  for row, members in enumerate(rows):
-    own = np.concatenate([documents[i].weights for i in members])
-    weights[row, : len(own)] = own
-  return PackedBatch(tokens, segment_ids, positions, weights)
+      tokens, weights = documents[i]
+      own = row, slice(begin, begin + len(tokens))
+      rows.tokens[own] = tokens
+      rows.segment_ids[own] = segment
+      rows.positions[own] = np.arange(len(tokens))
+      rows.policy_weights[own] = weights
+      begin += len(tokens)
+  return rows
 
 
 def empty_rows(num_rows: int, length: int, *, pad_id: int = 0) -> PackedBatch:
@@ -143,7 +136,7 @@ def pack_batches(
       members.append(next(documents))
       size += len(members[-1].tokens)
     sizes = [len(member.tokens) for member in members]
-    num_used = sum(map(len, first_fit(sizes, length, num_rows)))
-    batches.append(pack_rows(members[:num_used], length, pad_id=pad_id))
-    members = members[num_used:]
+    places = first_fit(sizes, length, num_rows)
+    batches.append(_laid_out(members, places, length, pad_id))
+    members = members[sum(map(len, places)) :]
   return jax.tree.map(lambda *rows: np.stack(rows), *batches)

@@ -49,7 +49,7 @@ kinds:
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -60,7 +60,7 @@ from o1jax.experience import Experience, make_learner_batch
 from o1jax.learned_texts import (
   after_mark,
   chain_document,
-  chain_entry,
+  chain_entries,
   demonstration,
   question_entry,
 )
@@ -259,14 +259,15 @@ class RowMaker:
     pairs = self._task.demonstrations(DEMONSTRATIONS[kind], rng, count)
     # Plays of the same numbers come one after another: spread them out.
     pairs = [pairs[i] for i in rng.permutation(count)]
-    prompts, entries = self._encode(pairs)
     policy_weights, value_positions = "ones", "none"
+    if kind in REFLECTIONS and kind != "revised":
+      prompts, entries = self._encode_chains(pairs)
+      policy_weights = "step_weights"
+    else:
+      prompts, entries = self._encode(pairs)
     if kind == "revised":
       entries = list(map(self._judged, entries))
       policy_weights, value_positions = "zeros", "all"
-    elif kind in REFLECTIONS:
-      entries = self._with_parts_learned(entries)
-      policy_weights = "step_weights"
     batch, dropped = self._lay_out(
       kind, prompts, entries, policy_weights, value_positions
     )
@@ -278,22 +279,21 @@ class RowMaker:
 
   def _encode(self, pairs):
     """Prompts and entries of demonstrations."""
-    encode = self._policy.tokenizer.encode_batch
-    prompts = [np.array(p) for p in encode([p.prompt for p, _ in pairs])]
-    texts = encode([text for _, text in pairs])
+    prompts = self._encode_prompts(problem for problem, _ in pairs)
+    texts = self._policy.tokenizer.encode_batch(text for _, text in pairs)
     return prompts, [
       demonstration(self._policy, *pair, tokens)
       for pair, tokens in zip(pairs, texts, strict=True)
     ]
 
-  def _with_parts_learned(
-    self, entries: Sequence[ScoredSolution]
-  ) -> list[ScoredSolution]:
-    """Weights for texts with marks."""
-    return [
-      chain_entry(self._policy, self._task, entry.problem, entry.text)
-      for entry in entries
-    ]
+  def _encode_chains(self, pairs):
+    """The same for texts with marks, of which parts are learned."""
+    prompts = self._encode_prompts(problem for problem, _ in pairs)
+    return prompts, chain_entries(self._policy, self._task, pairs)
+
+  def _encode_prompts(self, problems):
+    encode = self._policy.tokenizer.encode_batch
+    return list(map(np.array, encode(one.prompt for one in problems)))
 
   def _check_length(self, kind: str) -> None:
     rng = np.random.default_rng(0)
@@ -383,9 +383,7 @@ class RowMaker:
       pairs = [pairs[i] for i in rng.permutation(count)]
     else:
       pairs = self._retried(rng, experience.attempts(), count)
-    prompts, entries = self._encode(pairs)
-    entries = self._with_parts_learned(entries)
-    return list(map(chain_document, prompts, entries))
+    return list(map(chain_document, *self._encode_chains(pairs)))
 
   def _retried(self, rng, tried, count):
     """Chains of thought from problems with right and wrong solutions."""

@@ -1,5 +1,7 @@
 """Packed rows: a scalar first fit, and gradients of the documents apart."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from o1jax.packing import (
   empty_rows,
   first_fit,
   pack_batches,
-  pack_documents,
+  pack_rows,
 )
 from o1jax.policy import TransformerConfig, make_network, next_token_log_probs
 
@@ -31,9 +33,18 @@ def draw_documents():
   return [rng.integers(1, 19, size).tolist() for size in SIZES]
 
 
+def with_weights(documents):
+  """Each token's weight is a tenth of it."""
+  return [Document(np.array(d, np.int32), np.array(d) / 10) for d in documents]
+
+
 def test_first_fit_by_hand():
-  tokens, segments, positions = pack_documents(
-    [[1, 2, 3], [4, 5, 6], [7], [8, 9], [3, 3, 3, 3]], 5, pad_id=11
+  tokens, segments, positions, weights = dataclasses.astuple(
+    pack_rows(
+      with_weights([[1, 2, 3], [4, 5, 6], [7], [8, 9], [3, 3, 3, 3]]),
+      5,
+      pad_id=11,
+    )
   )
   assert tokens.dtype == segments.dtype == positions.dtype == np.int32
   # 7 goes behind the first document, 8 9 behind the second.
@@ -52,6 +63,8 @@ def test_first_fit_by_hand():
     [0, 1, 2, 0, 1],
     [0, 1, 2, 3, 0],
   ]
+  expected = np.where(tokens == 11, 0, tokens) / 10
+  np.testing.assert_array_equal(weights, expected.astype(np.float32))
 
 
 def test_first_fit_stops_where_a_row_more_would_open():
@@ -100,7 +113,8 @@ def test_empty_rows_are_padding():
 
 def test_every_document_is_there_once():
   documents = draw_documents()
-  tokens, segments, _ = pack_documents(documents, 8)
+  rows = pack_rows(with_weights(documents), 8)
+  tokens, segments = rows.tokens, rows.segment_ids
   found = [
     tokens[row, segments[row] == segment].tolist()
     for row in range(len(tokens))
@@ -115,7 +129,8 @@ def test_a_packed_gradient_is_that_of_the_documents_apart():
   kernel = params["value_head"]["out"]["kernel"]
   params["value_head"]["out"]["kernel"] = jnp.ones_like(kernel)
   documents = draw_documents()
-  tokens, segments, positions = pack_documents(documents, 8)
+  rows = pack_rows(with_weights(documents), 8)
+  tokens, segments, positions = rows.tokens, rows.segment_ids, rows.positions
   assert len(tokens) < len(documents)
 
   def total(log_probs, values, weights):
@@ -158,7 +173,7 @@ def test_a_packed_gradient_is_that_of_the_documents_apart():
 )
 def test_what_does_not_fit_is_refused(documents, words):
   with pytest.raises(ValueError, match=words):
-    pack_documents(documents, 4)
+    pack_rows(with_weights(documents), 4)
 
 
 def test_segments_want_positions():

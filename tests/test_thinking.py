@@ -9,7 +9,7 @@ import pytest
 from o1jax import mesh as mesh_lib
 from o1jax.encoding import Lengths
 from o1jax.experience import Experience
-from o1jax.learned_texts import chain_entry, learned_parts
+from o1jax.learned_texts import chain_entries, learned_parts
 from o1jax.rows import RowMaker
 from o1jax.tasks import make_task
 from o1jax.thinking import Thinking
@@ -161,7 +161,7 @@ def test_results_of_an_attempt_that_is_not_legal_are_not_learned():
   illegal = "7 + 3 = 11 (left: 2 11)\n11 + 2 = 13 (left: 13)"
   for attempt, is_learned in ((WRONG, True), (illegal, False)):
     text = TASK.chain(problem, [attempt], RIGHT)
-    entry = chain_entry(policy, TASK, problem, text)
+    (entry,) = chain_entries(policy, TASK, [(problem, text)])
     assert policy.tokenizer.decode(entry.tokens[:-1].tolist()) == text
     start = len(policy.tokenizer.encode("think:\n"))
     end = start + len(policy.tokenizer.encode(attempt))

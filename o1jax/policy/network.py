@@ -195,7 +195,7 @@ def next_token_log_probs(
 ) -> tuple[jax.Array, ...]:
   """What a loss needs of whole rows.
 
-  Rows may hold several documents (`packing.pack_documents`): then pass their
+  Rows may hold several documents (`packing.pack_rows`): then pass their
   `segment_ids` and `positions`; documents do not read each other.
 
   Args:

@@ -74,12 +74,12 @@ class Tokenizer:
     """
     return self.encode_batch([text])[0]
 
-  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+  def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
     """`encode` for many texts at once, faster than one by one."""
     texts = list(texts)
     for text in texts:
       text.encode()
-    encoded = self._model.encode([t.replace(" ", BLANK) for t in texts])
+    encoded = self._pieces_of(texts)
     for i, text in enumerate(texts):
       if BLANK in text:  # the letter itself, which goes as bytes
         encoded[i] = self._encode_parts(text.split(BLANK))
@@ -104,8 +104,15 @@ class Tokenizer:
       ]
     )
 
+  def _pieces_of(self, texts: Sequence[str]) -> list[list[int]]:
+    # More threads would be opened and joined in every call, and would take the
+    # cores from what the device computes meanwhile.
+    return self._model.encode(
+      [text.replace(" ", BLANK) for text in texts], num_threads=1
+    )
+
   def _encode_parts(self, parts: list[str]) -> list[int]:
-    first, *others = self._model.encode([p.replace(" ", BLANK) for p in parts])
+    first, *others = self._pieces_of(parts)
     for ids in others:
       first += self._blank_bytes + ids
     return first
