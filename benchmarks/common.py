@@ -91,7 +91,8 @@ def make_parser(
 
 def start(clock: str, num_devices: int = 1) -> None:
   """Sets threads, core, devices and memory; before the first array is made."""
-  keep_freed_memory()  # as the commands do; peers in this process have it too
+  # As the commands do; peers in this process have it too.
+  keep_freed_memory(num_devices)
   if num_devices > 1:
     jax.config.update("jax_num_cpu_devices", num_devices)
   if clock == "cpu":

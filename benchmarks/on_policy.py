@@ -2,7 +2,8 @@
 
   python benchmarks/on_policy.py --size=S --microbatches=4 \
     --python_trl=PATH --python_tunix=PATH
-  python benchmarks/on_policy.py --clock=wall --devices=2 --size=S
+  python benchmarks/on_policy.py --clock=wall --devices=2 --size=S \
+    --microbatches=2
 
 A step draws `group` solutions of fixed length for each of `prompts` problems,
 scores them on the host by a trivial reward (is the text of even length?),
@@ -69,7 +70,7 @@ SHAPE = (
   "ffn_width",
 )
 SIZES = ("clock", "prompts", "group", "prompt", "new")
-# What `mesh.keep_freed_memory` sets in our process.
+# What `mesh.keep_freed_memory` sets for one device: peers have no more of them.
 MEMORY = {
   "MALLOC_ARENA_MAX": "1",
   "MALLOC_MMAP_THRESHOLD_": str(2**30),

@@ -56,7 +56,6 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(flags.FLAGS.workdir)
   with config_lib.user_input():
     efforts = [evaluation.solutions_worth(e) for e in flags.FLAGS.efforts]
-  mesh_lib.keep_freed_memory()
   mesh_lib.enable_compilation_cache(flags.FLAGS.compilation_cache)
   num_problems = flags.FLAGS.num_problems
   if num_problems < 1:
@@ -64,6 +63,7 @@ def main(argv: list[str]) -> None:
   overrides = flags.FLAGS.config_override
   config = config_lib.config_of_workdir(workdir)
   override_evaluation(config, overrides)
+  mesh_lib.keep_freed_memory(config.mesh.num_cpu_devices)
   mesh = build.evaluation_devices(config)
   evaluator = None
   for iteration in _iterations(workdir):

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
   if flags.FLAGS.workdir is None:
     raise config_lib.UserError("--workdir is missing: --workdir=runs/countdown")
   config = config_lib.load_flag_config()
-  mesh.keep_freed_memory()
+  mesh.keep_freed_memory(config.mesh.num_cpu_devices)
   mesh.enable_compilation_cache(flags.FLAGS.compilation_cache)
   iterate.run(config, flags.FLAGS.workdir, profile=flags.FLAGS.profile)
   print(f"report: {flags.FLAGS.workdir}/report.html")

@@ -81,12 +81,14 @@ def main(argv: list[str]) -> None:
       raise config_lib.UserError(
         f"--{name} is not for the study {study.name}: leave it out"
       )
-  mesh_lib.keep_freed_memory()
   mesh_lib.enable_compilation_cache(values.compilation_cache)
   if study.has_policy:
-    mesh = build.evaluation_devices(config_lib.config_of_workdir(workdir))
+    config = config_lib.config_of_workdir(workdir)
+    mesh_lib.keep_freed_memory(config.mesh.num_cpu_devices)
+    mesh = build.evaluation_devices(config)
     trained = load.from_workdir(workdir, values.iteration, mesh)
   else:
+    mesh_lib.keep_freed_memory(values.num_cpu_devices)
     with config_lib.user_input():
       mesh_lib.configure_host_devices(values.num_cpu_devices)
   with config_lib.user_input():
