@@ -50,10 +50,19 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module")
 def quick_programs(request):
-  """For modules that compile more than they compute: XLA optimizes little."""
-  jax.config.update("jax_disable_most_optimizations", _is_quick(request.config))
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+  """For modules that compile more than they compute: XLA optimizes little.
+
+  Nor does it in processes that they start, whose bits are compared.
+  """
+  if not _is_quick(request.config):
+    yield
+    return
+  name = "jax_disable_most_optimizations"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv(name.upper(), "1")
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, False)
 
 
 @pytest.fixture(scope="session")
