@@ -36,6 +36,7 @@ LIMITS = dict(
 ITERATION = 7
 
 
+@jax.jit
 def log_probs_fn(params, tokens, lengths):
   return next_token_log_probs(tiny_policy().network, params, tokens, lengths)
 
@@ -75,10 +76,11 @@ def make_optimizer_of_runs():
 
 
 @functools.cache
-def other_params():
-  rng = np.random.default_rng(3)
+def other_params(seed=3):
+  rng = np.random.default_rng(seed)
   return jax.tree.map(
-    lambda x: x + rng.normal(0, 0.1, x.shape).astype(x.dtype), tiny_params()
+    lambda x: np.asarray(x) + rng.normal(0, 0.1, x.shape).astype(x.dtype),
+    tiny_params(),
   )
 
 
@@ -86,7 +88,7 @@ def make_state():
   """What searched, with another reference and yet another trainer."""
   optimizer = make_optimizer_of_runs()
   state = update.make_state(tiny_params(), optimizer, has_reference=True)
-  return state.replace(reference_params=other_params(), params=other_params())
+  return state.replace(reference_params=other_params(), params=other_params(4))
 
 
 def make_fresh(

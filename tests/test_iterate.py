@@ -31,6 +31,8 @@ from policies import (
   tiny_workdir,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NUM_ITERATIONS = 5  # one of initialization, four of search and learning
 

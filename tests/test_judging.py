@@ -14,6 +14,8 @@ from o1jax.search.host_guidance import class_entropy
 from o1jax.solver import Solver
 from policies import ToyTask, tiny_params, tiny_policy
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 TASK = ToyTask(num_numbers=3, min_number=1, max_number=9)
 PROBLEMS = TASK.sample_problems(np.random.default_rng(0), 3)
 M = 3

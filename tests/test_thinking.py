@@ -23,6 +23,8 @@ from policies import (
   tiny_policy,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 TASK = make_task(
   "countdown",
   num_numbers=3,

@@ -30,6 +30,7 @@ from toy_learner import (
   make_optimizer,
   make_pairs,
   make_params,
+  next_log_probs,
   numpy_forward,
   with_entropy_fn,
 )
@@ -303,8 +304,8 @@ def test_without_advantages_nothing_moves(loss):
 
 def test_at_ratio_one_ppo_is_reinforce():
   drawn = make_drawn()
-  own, _ = log_probs_fn(make_params(), drawn.tokens, None)
-  drawn = drawn.replace(behavior_log_probs=np.asarray(own))
+  own = next_log_probs(make_params(), drawn.tokens).astype(np.float32)
+  drawn = drawn.replace(behavior_log_probs=own)
   found = []
   for options in (
     dict(loss="reinforce"),
@@ -383,7 +384,7 @@ def test_any_number_of_rows_is_scored(mesh_shape, num_bins):
       _, logits = numpy_forward(start, batch.tokens[row])
       expected = list(map(value_by_hand, logits))
       np.testing.assert_allclose(values[row], expected, rtol=1e-5)
-    own, _ = log_probs_fn(start, batch.tokens[:count], None)
+    own = next_log_probs(start, batch.tokens[:count])
     np.testing.assert_allclose(log_probs, own, atol=1e-6)
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from o1jax.learning import optimizer as optimizers
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 def expected_rate(n, schedule, peak, warmup, total, end):
   if n < warmup:
@@ -46,12 +48,18 @@ def test_constant_schedule_needs_no_total():
 
 
 def run(optimizer, params, gradients):
-  state = optimizer.init(params)
-  update = jax.jit(optimizer.update)
-  for grads in gradients:
-    changes, state = update(grads, state, params)
-    params = jax.tree.map(jnp.add, params, changes)
-  return params
+  @jax.jit
+  def moved(params, gradients):
+    def step(carry, grads):
+      params, state = carry
+      changes, state = optimizer.update(grads, state, params)
+      return (jax.tree.map(jnp.add, params, changes), state), None
+
+    start = params, optimizer.init(params)
+    return jax.lax.scan(step, start, gradients)[0][0]
+
+  stacked = jax.tree.map(lambda *x: np.stack(x), *gradients)
+  return jax.device_get(moved(params, stacked))
 
 
 def test_adamw_equals_a_scalar_loop_with_clipping_and_decay():

@@ -22,6 +22,8 @@ from toy_learner import (
   make_params,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 HALF = Objective(value_coefficient=0.5)
 
 

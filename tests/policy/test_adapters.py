@@ -51,7 +51,7 @@ def drawn(config):
   leaves, structure = jax.tree.flatten(network.init(jax.random.key(0)))
   rng = np.random.default_rng(0)
   moved = [
-    x + jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype) for x in leaves
+    np.asarray(x) + rng.normal(0, 0.2, x.shape).astype(x.dtype) for x in leaves
   ]
   return network, jax.tree.unflatten(structure, moved)
 
@@ -65,7 +65,7 @@ def merged(params):
     }
   rest = {k: x for k, x in params.items() if not is_adapter(k)}
   change = SCALE * np.tensordot(params["lora_a"], params["lora_b"], 1)
-  return rest | {"kernel": params["kernel"] + jnp.asarray(change, jnp.float32)}
+  return rest | {"kernel": params["kernel"] + change.astype(np.float32)}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -73,9 +73,13 @@ def read(network, params, tokens, lengths):
   return next_token_log_probs(network, params, tokens, lengths)
 
 
-def loss(network, params):
-  log_probs, values = read(network, params, TOKENS, LENGTHS)
-  return jnp.sum(jnp.square(values)) - jnp.sum(log_probs)
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_grads(network, params):
+  def loss(params):
+    log_probs, values = read(network, params, TOKENS, LENGTHS)
+    return jnp.sum(jnp.square(values)) - jnp.sum(log_probs)
+
+  return jax.value_and_grad(loss)(params)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -96,7 +100,7 @@ def test_the_start_is_the_base(dtype):
     for network, params in zip(networks, (base, adapted), strict=True)
   ]
   jax.tree.map(np.testing.assert_array_equal, *found)
-  grads = names_of(jax.grad(lambda p: loss(networks[1], p))(adapted))
+  grads = names_of(loss_and_grads(networks[1], adapted)[1])
   assert all(
     np.any(x) == ("lora_b" in k) for k, x in grads.items() if k in others
   )
@@ -116,10 +120,8 @@ def test_the_spread_of_the_start():
 def test_the_product_and_its_gradients_are_those_of_the_sum(change):
   network, params = drawn(dataclasses.replace(ADAPTED, **change))
   dense = make_network(dataclasses.replace(BASE, **change))
-  value, grads = jax.value_and_grad(lambda p: loss(network, p))(params)
-  want, dense_grads = jax.value_and_grad(lambda p: loss(dense, p))(
-    merged(params)
-  )
+  value, grads = loss_and_grads(network, params)
+  want, dense_grads = loss_and_grads(dense, merged(params))
   assert float(value) == pytest.approx(float(want), rel=1e-5)
   for layer, products in params["trunk"].items():
     for name in products if layer.startswith("layer_") else ():

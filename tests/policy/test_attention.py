@@ -13,6 +13,8 @@ import pytest
 
 from o1jax.policy import attention
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 B, J, Q, E = 2, 2, 3, 8
 CASES = {
   "plain": {},

@@ -21,6 +21,8 @@ from o1jax.policy.network import make_network
 from o1jax.policy.sample import decode_rows, make_controls
 from o1jax.policy.slots import power_of_two
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 VOCAB, PAD, EOS = 19, 0, 1
 NETWORK = make_network(
   TransformerConfig(

@@ -21,6 +21,8 @@ from worlds import (
   table_search,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 @pytest.fixture(autouse=True)
 def float64():
