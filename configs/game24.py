@@ -141,7 +141,6 @@ def get_config(arg=None):
   config.learn.optimizer.clip_norm = 1.0
   config.learn.optimizer.b1 = 0.9
   config.learn.optimizer.b2 = 0.99
-  config.learn.optimizer.ns_steps = 5  # of muon\'s orthogonalisation
   config.learn.optimizer.trainable = "all"  # all, heads, trunk or adapters
 
   config.regimes = ConfigDict()  # ways to learn in turn; see o1jax/regimes.py

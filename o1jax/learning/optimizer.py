@@ -108,7 +108,6 @@ def make_optimizer(
   clip_norm: float | None = 1.0,
   b1: float = 0.9,
   b2: float = 0.99,
-  ns_steps: int = 5,
   trainable: str = "all",
 ) -> Optimizer:
   """Builds the optimizer; schedule arguments as in `make_schedule`.
@@ -128,7 +127,6 @@ def make_optimizer(
     clip_norm: largest global norm of a gradient; None to leave it.
     b1: decay of the first moment; muon's own is 0.95 for what it moves.
     b2: decay of the second moment.
-    ns_steps: of Newton and Schulz, by which muon orthogonalises; at least 1.
     trainable: what moves: "all", "heads" (the trunk is frozen; where embeddings
       are tied they are the trunk's, and the value head alone moves), "trunk" or
       "adapters" (the factors of `TransformerConfig.lora_rank` and the value
@@ -146,8 +144,6 @@ def make_optimizer(
     raise ValueError(
       f"trainable={trainable!r} is unknown; take one of {', '.join(TRAINABLE)}"
     )
-  if ns_steps < 1:
-    raise ValueError(f"ns_steps={ns_steps} must be 1 or more")
   rate = make_schedule(
     learning_rate=learning_rate,
     warmup_updates=warmup_updates,
@@ -158,7 +154,6 @@ def make_optimizer(
   if name == "muon":
     rule = optax.contrib.muon(
       rate,
-      ns_steps=ns_steps,
       beta=_MUON_MOMENTUM,
       weight_decay=weight_decay,
       adam_b1=b1,
