@@ -22,6 +22,7 @@ from o1jax.corpora import TextFiles, Texts
 from o1jax.encoding import Lengths, Policy, encode_problems
 from o1jax.evaluation import Evaluator
 from o1jax.experience import Experience
+from o1jax.fields import check_fields
 from o1jax.health import Limits
 from o1jax.learning.optimizer import Optimizer, make_optimizer
 from o1jax.policy.config import TransformerConfig
@@ -218,9 +219,13 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
   Raises:
     UserError: a field that does not fit, with what to change.
   """
+  configs = regime_configs(config)
+  for changed in configs.values():
+    # Not where runs are loaded: those of earlier versions lack fields.
+    if changed is not config:
+      check_fields(changed)
   task = task_of(config)
   policy = policy_of(config, tokenizer_of(config, task, workdir))
-  configs = regime_configs(config)
   with user_input():
     first_mix = config.initialize.rows
     # The first phase learns by the first regime's update.
@@ -317,7 +322,10 @@ def questions_of(
 
 def teaches_questions(config: Any) -> bool:
   """Whether any rows of the run teach the policy to write problems."""
-  return any(mix.get(rows.QUESTIONS) for mix in mixes_of(config).values())
+  mixes = mixes_of(config)
+  if not config.initialize.num_iterations:
+    del mixes["initialize.rows"]
+  return any(mix.get(rows.QUESTIONS) for mix in mixes.values())
 
 
 def writer_of(

@@ -17,7 +17,6 @@ from o1jax import mesh as mesh_lib
 from o1jax.combinations import REVISIONS
 from o1jax.config import user_input
 from o1jax.encoding import Policy
-from o1jax.fields import check_fields
 from o1jax.fresh_rows import FreshRows
 from o1jax.learning import update
 from o1jax.learning.objective import Objective, PolicyGradient, Preference
@@ -117,7 +116,6 @@ def regime_configs(config: Any) -> dict[str, Any]:
           )
       changed = config.copy_and_resolve_references()
       config_lib.apply_overrides(changed.lock(), changes)
-      check_fields(changed)
       configs[name] = changed
   return configs
 

@@ -216,6 +216,10 @@ def test_the_tokenizer_sees_the_mark_of_problems(tmp_path):
       "source=policy rows lengths.row_tokens=9",
       "lengths.row_tokens=9 is too short for rows of questions, which have",
     ),
+    (
+      "source=policy rows initialize.num_iterations=0",
+      "questions.source='policy', but no rows teach the",
+    ),
   ],
 )
 def test_what_writes_problems_is_checked(changes, words, tmp_path):
@@ -338,6 +342,13 @@ def test_names_of_regimes_are_checked(tmp_path):
     del config.regimes.changes["rl"]
     config.regimes.changes.rl = "learn.reference=start"
   assert "must be a tuple of texts" in refusal(config, tmp_path)
+
+
+def test_the_reference_of_an_earlier_version_s_run_is_known():
+  config = regimes("learn.reference=start")
+  with config.unlocked():
+    del config.learn["process"]
+  assert regime_parts.has_reference(config)
 
 
 def test_initialization_has_no_rows_of_searches(tmp_path):
