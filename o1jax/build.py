@@ -346,8 +346,8 @@ def writer_of(
     if not teaches_questions(config):
       raise ValueError(
         "questions.source='policy', but no rows teach the policy to write "
-        "problems: set initialize.rows.questions or learn.rows.questions above "
-        "0"
+        "problems: set learn.rows.questions above 0, or "
+        "initialize.rows.questions with initialize.num_iterations"
       )
     return QuestionWriter(
       policy,

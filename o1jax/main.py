@@ -10,7 +10,7 @@ again resumes where the run stopped.
 from absl import flags
 
 from o1jax import config as config_lib
-from o1jax import iterate, mesh
+from o1jax import fields, iterate, mesh
 
 
 def define_flags() -> None:
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
   if flags.FLAGS.workdir is None:
     raise config_lib.UserError("--workdir is missing: --workdir=runs/countdown")
   config = config_lib.load_flag_config()
+  fields.check_fields(config)
   mesh.keep_freed_memory(config.mesh.num_cpu_devices)
   mesh.enable_compilation_cache(flags.FLAGS.compilation_cache)
   iterate.run(config, flags.FLAGS.workdir, profile=flags.FLAGS.profile)

@@ -38,7 +38,16 @@ def first_fit(
     sizes: tokens of each document, 1 to `length`.
     length: T, tokens of a row.
     max_rows: rows at most; None for as many as it takes.
+
+  Raises:
+    ValueError: a document is empty, or longer than a row.
   """
+  for i, size in enumerate(sizes):
+    if not 1 <= size <= length:
+      raise ValueError(
+        f"document {i} has {size} tokens, and a row holds 1 to {length}: cut "
+        "or drop it, or raise length"
+      )
   rows: list[list[int]] = []
   left: list[int] = []
   for i, size in enumerate(sizes):
@@ -73,12 +82,6 @@ def pack_rows(
   if not documents:
     raise ValueError("documents is empty: pass at least one")
   sizes = [len(document.tokens) for document in documents]
-  for i, size in enumerate(sizes):
-    if not 1 <= size <= length:
-      raise ValueError(
-        f"document {i} has {size} tokens, and a row holds 1 to {length}: cut "
-        "or drop it, or raise length"
-      )
   return _laid_out(documents, first_fit(sizes, length), length, pad_id)
 
 

@@ -33,7 +33,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # XLA compiles small programs two to four times as fast by its older emitters.
-# Those that came after jax 0.10 know no others, and refuse the flag.
+# Versions after that of jax 0.10 have no others, and refuse the flag.
 OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 

@@ -211,22 +211,23 @@ def tiny_workdir(workdir: pathlib.Path, num_saves: int) -> None:
 
 
 @contextlib.contextmanager
-def learning_compiles():
-  """Yields a list: whether each call of `iterate.learn` in there compiled.
+def what_compiles(name):
+  """Yields a list: whether each call of a function of `iterate` compiled.
 
-  Rows of an update have one shape. Those of a search have not: programs for
-  fewer rows are compiled when so many are left, which is a draw's affair.
+  Rows of an update and of a tree have one shape. Where solutions are sampled
+  they have not: programs for fewer rows are compiled when so many are left,
+  which is up to the draws.
   """
-  found, learn = [], iterate.learn
+  found, function = [], getattr(iterate, name)
 
   def watched(*args):
     clock = metrics.Clock()
-    learned = learn(*args)
+    result = function(*args)
     found.append(clock.compilation() > 0)
-    return learned
+    return result
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(iterate, "learn", watched)
+    patch.setattr(iterate, name, watched)
     yield found
 
 

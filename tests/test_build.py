@@ -326,6 +326,7 @@ def refusal(config, workdir):
     ("search.strategy=mtcs", "strategy='mtcs': choose one of"),
     ("search.strategy=revision", "learning does not read: choose another"),
     ("search.batch_size=3", "search.batch_size=3 does not divide over 2"),
+    ("search.num_revisions=-1", "search.num_revisions=-1 must be 0 or more"),
   ],
 )
 def test_changes_of_a_regime_are_checked(change, words, tmp_path):

@@ -25,10 +25,10 @@ from policies import (
   TINY_CONFIG,
   TINY_OVERRIDES,
   countdown,
-  learning_compiles,
   tiny_arithmetic,
   tiny_config,
   tiny_workdir,
+  what_compiles,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
@@ -70,11 +70,11 @@ def assert_same_runs(workdir, other):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-  """Of a run from beginning to end: workdir, hash, what compiled."""
+  """Of a run from beginning to end: workdir, hash, what compiled where."""
   workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
-  with learning_compiles() as compiled:
+  with what_compiles("learn") as learning, what_compiles("search") as searching:
     digest = hash_of(iterate.run(tiny_config(), workdir))
-  return workdir, digest, compiled
+  return workdir, digest, learning, searching
 
 
 # The command, but for a process that kills itself in the middle of a save.
@@ -261,8 +261,10 @@ def test_a_profile_is_written_where_asked_for(tmp_path):
   assert trace.stat().st_size > 0
 
 
-def test_updates_compile_once_for_initialization_and_once_after(undisturbed):
+def test_updates_compile_twice_and_a_search_once(undisturbed):
+  # Batches of initialization have rows of their own number.
   assert undisturbed[2] == [True, True] + [False] * (NUM_ITERATIONS - 2)
+  assert undisturbed[3] == [True] + [False] * (NUM_ITERATIONS - 2)
   rows = metrics.read_jsonl(undisturbed[0] / "metrics.jsonl")
   assert rows[0]["compile_seconds"] > 0
 
@@ -438,6 +440,28 @@ def test_bad_fields_end_before_anything_is_written(changed, words, tmp_path):
   message = str(raised.value)
   assert words in message and "\n" not in message
   assert not workdir.exists()
+
+
+def test_a_config_without_a_group_ends_with_one_line(tmp_path):
+  path = tmp_path / "bare.py"
+  path.write_text(
+    "from configs import countdown\n"
+    "def get_config(arg=None):\n"
+    "  config = countdown.get_config()\n"
+    "  del config.mesh\n"
+    "  return config\n"
+  )
+  arguments = [
+    "-m",
+    "o1jax.main",
+    f"--config={path}",
+    f"--workdir={tmp_path}/w",
+  ]
+  done = subprocess.run(
+    [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  assert done.stderr == "error: the config lacks the field mesh.data\n"
 
 
 def test_a_workdir_of_another_config_is_refused(undisturbed):

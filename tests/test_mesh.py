@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,19 @@ def test_mesh_may_use_fewer_devices_than_there_are():
 def test_bad_mesh_shapes_say_what_is_wrong(shape, message):
   with pytest.raises(ValueError, match=message):
     mesh_lib.make_mesh(shape)
+
+
+@pytest.mark.parametrize("num_devices, has_one_heap", [(1, True), (2, False)])
+def test_a_single_device_has_a_single_heap(
+  num_devices, has_one_heap, monkeypatch
+):
+  options = {}
+  library = types.SimpleNamespace(mallopt=options.__setitem__)
+  monkeypatch.setattr(mesh_lib.ctypes, "CDLL", lambda name: library)
+  mesh_lib.keep_freed_memory(num_devices)
+  # The numbers of M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_ARENA_MAX.
+  expected = {-1: -1, -3: 2**30} | ({-8: 1} if has_one_heap else {})
+  assert options == expected
 
 
 def test_table_refuses_two_axes_of_an_array_on_one_mesh_axis():

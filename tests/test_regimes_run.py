@@ -6,7 +6,7 @@ import pytest
 
 from o1jax import iterate, load, metrics
 from o1jax.checkpoint import Checkpoints
-from policies import learning_compiles, tiny_config
+from policies import tiny_config, what_compiles
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -59,7 +59,7 @@ def rows_of(workdir):
 def undisturbed(tmp_path_factory):
   """Of a run from beginning to end: workdir, last state, what compiled."""
   workdir = tmp_path_factory.mktemp("regimes") / "undisturbed"
-  with learning_compiles() as compiled:
+  with what_compiles("learn") as compiled:
     state = jax.device_get(iterate.run(make_config(), workdir))
   return workdir, state, compiled
 

@@ -18,6 +18,8 @@ import sentencepiece
 # takes a blank for the start of a word and would not learn " = " as one piece.
 BLANK = "\ue000"
 NEWLINE = "\n"
+# Texts of a call from which on threads pay.
+_NUM_FOR_THREADS = 10_000
 
 
 class Tokenizer:
@@ -105,10 +107,11 @@ class Tokenizer:
     )
 
   def _pieces_of(self, texts: Sequence[str]) -> list[list[int]]:
-    # More threads would be opened and joined in every call, and would take the
-    # cores from what the device computes meanwhile.
+    # Threads are opened and joined in every call. For the rows of an update
+    # that costs more than it gives, and takes cores from what computes there.
     return self._model.encode(
-      [text.replace(" ", BLANK) for text in texts], num_threads=1
+      [text.replace(" ", BLANK) for text in texts],
+      num_threads=1 if len(texts) < _NUM_FOR_THREADS else -1,
     )
 
   def _encode_parts(self, parts: list[str]) -> list[int]:
