@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
   if flags.FLAGS.workdir is None:
     raise config_lib.UserError("--workdir is missing: --workdir=runs/countdown")
   config = config_lib.load_flag_config()
+  # The run checks them too, but the memory is set before it begins.
   fields.check_fields(config)
   mesh.keep_freed_memory(config.mesh.num_cpu_devices)
   mesh.enable_compilation_cache(flags.FLAGS.compilation_cache)

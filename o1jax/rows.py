@@ -260,14 +260,15 @@ class RowMaker:
     # Plays of the same numbers come one after another: spread them out.
     pairs = [pairs[i] for i in rng.permutation(count)]
     policy_weights, value_positions = "ones", "none"
-    if kind in REFLECTIONS and kind != "revised":
+    if kind == "revised":
+      prompts, entries = self._encode(pairs)
+      entries = list(map(self._judged, entries))
+      policy_weights, value_positions = "zeros", "all"
+    elif kind in REFLECTIONS:
       prompts, entries = self._encode_chains(pairs)
       policy_weights = "step_weights"
     else:
       prompts, entries = self._encode(pairs)
-    if kind == "revised":
-      entries = list(map(self._judged, entries))
-      policy_weights, value_positions = "zeros", "all"
     batch, dropped = self._lay_out(
       kind, prompts, entries, policy_weights, value_positions
     )

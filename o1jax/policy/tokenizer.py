@@ -18,7 +18,7 @@ import sentencepiece
 # takes a blank for the start of a word and would not learn " = " as one piece.
 BLANK = "\ue000"
 NEWLINE = "\n"
-# Texts of a call from which on threads pay.
+# Texts of a call from which on it takes all cores.
 _NUM_FOR_THREADS = 10_000
 
 
@@ -107,8 +107,8 @@ class Tokenizer:
     )
 
   def _pieces_of(self, texts: Sequence[str]) -> list[list[int]]:
-    # Threads are opened and joined in every call. For the rows of an update
-    # that costs more than it gives, and takes cores from what computes there.
+    # The rows of an update are few and are made while the last one computes:
+    # threads, opened and joined in every call, would take its cores.
     return self._model.encode(
       [text.replace(" ", BLANK) for text in texts],
       num_threads=1 if len(texts) < _NUM_FOR_THREADS else -1,
