@@ -48,6 +48,8 @@ class Countdown(NumbersTask):
     min_target, max_target: range of the targets, both ends included.
     integers_only: the rule of Stream of Search: every intermediate result is a
       non-negative whole number. Without it fractions are legal.
+    sorted_numbers: prompts give the numbers in ascending order, those that a
+      user types too: problems that mean the same read the same.
     canonical_play: random play (that of random_play and hindsight, and the dead
       ends of search_trace) takes canonical steps only: a + b, a * b, a - b and
       a / b with a >= b, uniform over those that are legal. Demonstrations
@@ -70,6 +72,7 @@ class Countdown(NumbersTask):
   min_target: int = 10
   max_target: int = 99
   integers_only: bool = False
+  sorted_numbers: bool = False
   canonical_play: bool = False
   balanced_hindsight: bool = False
   heldout: float = 0.1
@@ -116,7 +119,8 @@ class Countdown(NumbersTask):
     share = self.heldout if is_wanted else 1.0 - self.heldout
     shape = (int(np.ceil(n / share)), self.num_numbers)
     numbers = rng.integers(self.min_number, self.max_number + 1, shape)
-    return numbers[self._is_heldout(numbers) == is_wanted][:n]
+    kept = numbers[self._is_heldout(numbers) == is_wanted][:n]
+    return self._arranged(kept)
 
   def targets(self, split: str) -> np.ndarray:
     """The targets of a split, ascending."""
@@ -146,8 +150,10 @@ class Countdown(NumbersTask):
 
   def make_problem(self, numbers: list[int], target: int) -> Problem:
     """The record of a problem; its id ignores the order of the numbers."""
+    ascending = sorted(numbers)
+    numbers = ascending if self.sorted_numbers else numbers
     words = " ".join(map(str, numbers))
-    key = ",".join(map(str, sorted(numbers)))
+    key = ",".join(map(str, ascending))
     return Problem(
       id=f"{self.name}/{key}={target}",
       task=self.name,

@@ -34,12 +34,14 @@ class Game24(NumbersTask):
       fields are ignored. Empty: numbers are uniform from 1 to 13.
     integers_only: every intermediate result is a non-negative whole number;
       some games then have no solution and are left out.
+    sorted_numbers: as in `Countdown`.
     heldout: share of the games that is held out, by hash of their numbers.
     heldout_seed: another seed holds out others.
   """
 
   games_file: str = ""
   integers_only: bool = False
+  sorted_numbers: bool = False
   heldout: float = 0.1
   heldout_seed: int = 0
 
@@ -73,11 +75,13 @@ class Game24(NumbersTask):
       games = self.games[self._is_heldout(self.games) == is_wanted]
       if not len(games):
         raise ValueError(f"{self.games_file}: no game in the {split} split")
-      return rng.permuted(games[rng.integers(0, len(games), n)], axis=1)
+      drawn = rng.permuted(games[rng.integers(0, len(games), n)], axis=1)
+      return self._arranged(drawn)
     share = self.heldout if is_wanted else 1.0 - self.heldout
     shape = (int(np.ceil(n / share)), NUM_NUMBERS)
     numbers = rng.integers(1, MAX_NUMBER + 1, shape)
-    return numbers[self._is_heldout(numbers) == is_wanted][:n]
+    kept = numbers[self._is_heldout(numbers) == is_wanted][:n]
+    return self._arranged(kept)
 
   def targets(self, split: str) -> np.ndarray:
     """24, in every split."""
@@ -104,8 +108,10 @@ class Game24(NumbersTask):
     The target is an argument because random play is demonstrated beside it
     like in any game of numbers; it is 24 in all problems of this task.
     """
+    ascending = sorted(numbers)
+    numbers = ascending if self.sorted_numbers else numbers
     words = " ".join(map(str, numbers))
-    key = ",".join(map(str, sorted(numbers)))
+    key = ",".join(map(str, ascending))
     return Problem(
       id=f"{self.name}/{key}",
       task=self.name,

@@ -43,13 +43,17 @@ class NumbersTask(reflection.Reflection):
   demonstration_kinds: tuple[str, ...]
   consequence_mark: ClassVar[str] = " = "
   # A subclass may make these options; `Countdown` says what they mean.
+  sorted_numbers = False
   canonical_play = False
   balanced_hindsight = False
 
   def draw_numbers(
     self, rng: np.random.Generator, n: int, split: str
   ) -> np.ndarray:
-    """About n rows of numbers of a split, in random order: `[<= n, k]`."""
+    """About n rows of numbers of a split: `[<= n, k]`.
+
+    Their order is random, or ascending with `sorted_numbers`.
+    """
     raise NotImplementedError
 
   def targets(self, split: str) -> np.ndarray:
@@ -93,6 +97,10 @@ class NumbersTask(reflection.Reflection):
   def heldout_problems(self, n: int) -> list[Problem]:
     """The first n of one fixed list of distinct held-out problems."""
     return task.distinct_heldout(self, n)
+
+  def _arranged(self, numbers: np.ndarray) -> np.ndarray:
+    """`[..., k]` in the order of prompts."""
+    return np.sort(numbers, axis=-1) if self.sorted_numbers else numbers
 
   def _problems(self, numbers, targets) -> list[Problem]:
     pairs = zip(numbers.tolist(), targets.tolist(), strict=True)

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -171,3 +173,36 @@ def test_the_hash_is_uniform():
   gap = np.abs(values - (np.arange(len(values)) + 0.5) / len(values)).max()
   assert gap < 1.95 / np.sqrt(len(values))  # Kolmogorov-Smirnov, 0.1%
   assert len(np.unique(values)) == len(values)
+
+
+@pytest.mark.parametrize("name", ["countdown", "game24"])
+def test_sorted_numbers_change_how_problems_read_and_nothing_else(name):
+  plain, made = make_task(name), make_task(name, sorted_numbers=True)
+  others, problems = plain.heldout_problems(50), made.heldout_problems(50)
+  assert [p.id for p in problems] == [p.id for p in others]
+  assert [p.prompt for p in problems] != [p.prompt for p in others]
+  for problem, other in zip(problems, others, strict=True):
+    assert problem.data["numbers"] == sorted(other.data["numbers"])
+    # What a user types reads like what was trained on.
+    assert made.parse(other.prompt) == problem
+    assert made.solutions(problem) and not made.is_train(problem)
+  for kind in made.demonstration_kinds:
+    for problem, _ in made.demonstrations(kind, np.random.default_rng(0), 20):
+      numbers = problem.data["numbers"]
+      assert numbers == sorted(numbers)
+      assert problem.prompt.startswith(" ".join(map(str, numbers)) + " = ")
+      assert made.is_train(problem) or kind == "random_play"
+
+
+@pytest.mark.parametrize("name", ["countdown", "game24", "game24 of a file"])
+def test_play_of_sorted_numbers_keeps_their_order(name, tmp_path):
+  options = {"num_numbers": 4} if name == "countdown" else {}
+  if name == "game24 of a file":
+    options["games_file"] = str(tmp_path / "games.jsonl")
+    rows = [{"puzzle": f"{i} {i + 1} {i + 2} {i + 3}"} for i in range(1, 10)]
+    (tmp_path / "games.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  made = make_task(name.split()[0], sorted_numbers=True, **options)
+  pairs = made.demonstrations("random_play", np.random.default_rng(0), 50)
+  for _, text in pairs:
+    *others, _ = text.split("(left: ")[1].split(")")[0].split(" ")
+    assert list(map(Fraction, others)) == sorted(map(Fraction, others))
