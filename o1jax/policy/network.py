@@ -187,7 +187,6 @@ def next_token_log_probs(
   tokens: jax.Array,
   lengths: jax.Array,
   *,
-  first_position: int = 0,
   with_entropy: bool = False,
   segment_ids: jax.Array | None = None,
   positions: jax.Array | None = None,
@@ -203,8 +202,6 @@ def next_token_log_probs(
     params: its parameters.
     tokens: `[B, T]` padded on the right.
     lengths: `[B]`.
-    first_position: static; earlier positions, which lie in every row's prompt,
-      get log-prob 0 and are spared the product with the vocabulary.
     with_entropy: static; also return the entropy of the next token.
     segment_ids: `[B, T]` document of each token; None where a row is one.
     positions: `[B, T]` of each token in its document; needed with segments.
@@ -233,7 +230,7 @@ def next_token_log_probs(
   else:
     is_known &= segment_ids == jnp.roll(segment_ids, -1, axis=1)
   hidden, _ = network.apply(params, tokens, positions, segment_ids=segment_ids)
-  following = jnp.roll(tokens, -1, axis=1)[:, first_position:]
+  following = jnp.roll(tokens, -1, axis=1)
 
   def read_off(hidden, following):
     logits = network.policy_logits(params, hidden)
@@ -242,14 +239,11 @@ def next_token_log_probs(
 
   found = _in_groups(
     read_off,
-    hidden[:, first_position:],
+    hidden,
     following,
     max(max_logits // (batch * network.config.vocab_size), 1),
   )
-  log_probs, *entropies = (
-    jnp.where(is_known, jnp.pad(x, ((0, 0), (first_position, 0))), 0.0)
-    for x in found
-  )
+  log_probs, *entropies = (jnp.where(is_known, x, 0.0) for x in found)
   return log_probs, network.value_logits(params, hidden), *entropies
 
 

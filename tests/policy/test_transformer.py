@@ -409,10 +409,7 @@ def test_packed_segments_do_not_see_each_other(llama):
 def test_next_token_log_probs(llama):
   network, params = llama
   tokens, lengths = TOKENS[:, 0], np.array([12, 8])
-  run = fast_jit(
-    functools.partial(next_token_log_probs, network),
-    static_argnames="first_position",
-  )
+  run = fast_jit(functools.partial(next_token_log_probs, network))
   log_probs, values = run(params, tokens, lengths)
   for b in range(2):
     _, logits, value = oracle_forward(LLAMA, params, tokens[b])
@@ -422,10 +419,6 @@ def test_next_token_log_probs(llama):
     np.testing.assert_allclose(log_probs[b, : n - 1], want, atol=3e-5)
     assert (np.asarray(log_probs[b, n - 1 :]) == 0).all()
     np.testing.assert_allclose(values[b, :n], value[:n], atol=3e-5)
-  later, same_values = run(params, tokens, lengths, first_position=4)
-  assert (np.asarray(later[:, :4]) == 0).all()
-  np.testing.assert_allclose(later[:, 4:], log_probs[:, 4:], atol=1e-6)
-  np.testing.assert_allclose(same_values, values, atol=1e-6)
 
 
 def test_bfloat16_computes_short_and_keeps_long(llama):
@@ -468,27 +461,23 @@ def assert_close(found, expected, atol):
     np.testing.assert_allclose(a, b, atol=atol)
 
 
-@pytest.mark.parametrize("first_position", [0, 3])
-def test_logits_by_groups_are_those_at_once(
-  llama, trained_rows, first_position
-):
+# Groups of two positions: all of them full, and the last one not.
+@pytest.mark.parametrize("length", [LENGTH, LENGTH - 1])
+def test_logits_by_groups_are_those_at_once(llama, trained_rows, length):
   network, params = llama
-  options = {"first_position": first_position}
-  expected = gradient(network, params, trained_rows, **options)
-  # Room for 2 positions of both rows.
-  options["max_logits"] = 2 * 2 * LLAMA.vocab_size + 1
-  assert_close(
-    gradient(network, params, trained_rows, **options), expected, 5e-5
-  )
   tokens, lengths = trained_rows
+  rows = tokens[:, :length], jnp.minimum(lengths, length)
+  expected = gradient(network, params, rows)
+  # Room for 2 positions of both rows.
+  options = {"max_logits": 2 * 2 * LLAMA.vocab_size + 1}
+  assert_close(gradient(network, params, rows, **options), expected, 5e-5)
   text = str(
     jax.make_jaxpr(functools.partial(next_token_log_probs, network, **options))(
-      params, tokens, lengths
+      params, *rows
     )
   )
   assert f"[2,2,{LLAMA.vocab_size}]" in text
-  left = LENGTH - first_position
-  assert f"[2,{left},{LLAMA.vocab_size}]" not in text
+  assert f"[2,{length},{LLAMA.vocab_size}]" not in text
 
 
 def test_remade_blocks_give_the_same_and_only_they_are_remade(
