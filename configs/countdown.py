@@ -46,6 +46,7 @@ def get_config(arg=None):
   config.task.options.min_target = 10
   config.task.options.max_target = 99
   config.task.options.integers_only = True  # no fractions, nothing negative
+  config.task.options.sorted_numbers = True  # in prompts
   config.task.options.canonical_play = True  # larger operand first, in play
   config.task.options.balanced_hindsight = True  # each target once a play's set
   config.task.options.heldout = 0.06  # share of number multisets held out
@@ -232,18 +233,19 @@ def get_config(arg=None):
     config.learn.rows.value = 8
 
   if arg == "thinking":
-    config.num_iterations = 20
+    config.num_iterations = 21
     config.initialize.num_iterations = 1
     config.initialize.num_updates = 200
     config.evaluation.interval = 0
+    config.evaluation.strategies = ("best_of_n",)
     # Room for three wrong attempts and a right one, or for two short chains.
     config.lengths.reflection_tokens = 128
     config.lengths.thinking_tokens = 180
     config.learn.optimizer.name = "muon"
     config.learn.optimizer.learning_rate = 4e-3
     config.regimes.names = ("solutions", "chains")
-    config.regimes.max_iterations = 11  # of solutions; chains are last
-    config.regimes.patience = 11
+    config.regimes.max_iterations = 14  # of solutions; chains are last
+    config.regimes.patience = 14
     config.regimes.changes.solutions = ()
     config.regimes.changes.chains = (
       "learn.rows.hindsight_play=24",
