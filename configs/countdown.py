@@ -233,7 +233,7 @@ def get_config(arg=None):
     config.learn.rows.value = 8
 
   if arg == "thinking":
-    config.num_iterations = 21
+    config.num_iterations = 20
     config.initialize.num_iterations = 1
     config.initialize.num_updates = 200
     config.evaluation.interval = 0
@@ -244,8 +244,8 @@ def get_config(arg=None):
     config.learn.optimizer.name = "muon"
     config.learn.optimizer.learning_rate = 4e-3
     config.regimes.names = ("solutions", "chains")
-    config.regimes.max_iterations = 14  # of solutions; chains are last
-    config.regimes.patience = 14
+    config.regimes.max_iterations = 11  # of solutions; chains are last
+    config.regimes.patience = 11
     config.regimes.changes.solutions = ()
     config.regimes.changes.chains = (
       "learn.rows.hindsight_play=24",
