@@ -35,7 +35,7 @@ def get_config(arg=None):
 
   config.tokenizer = ConfigDict()
   config.tokenizer.vocab_size = 320  # at most; 256 are bytes
-  config.tokenizer.max_digits_per_piece = 1  # integers are spelled
+  config.tokenizer.max_number = 9  # that is one piece: integers are spelled
   config.tokenizer.num_texts = 5000  # texts it is trained on
 
   config.lengths = ConfigDict()

@@ -35,7 +35,7 @@ def get_config(arg=None):
     raise ValueError(f"unknown argument {arg!r}: {', '.join(arguments)}")
   config = ConfigDict()
   config.seed = 0  # everything random derives from it
-  config.num_iterations = 54  # of search and learning
+  config.num_iterations = 29  # of search and learning
 
   config.task = ConfigDict()
   config.task.name = "countdown"  # countdown, game24 or arithmetic
@@ -54,15 +54,15 @@ def get_config(arg=None):
   config.task.options.heldout_seed = 0
 
   config.tokenizer = ConfigDict()
-  config.tokenizer.vocab_size = 1400  # at most; 1,000 are numbers, 256 bytes
-  config.tokenizer.max_digits_per_piece = 3  # integers up to 999 are one piece
+  config.tokenizer.vocab_size = 800  # at most; 401 are numbers, 256 bytes
+  config.tokenizer.max_number = 400  # that is one piece, and of one first step
   config.tokenizer.num_texts = 5000  # texts it is trained on
 
   config.lengths = ConfigDict()
   config.lengths.prompt_tokens = 8  # longest prompt
   config.lengths.step_tokens = 12  # longest step, its end included
   config.lengths.num_steps = 2  # steps of a solution
-  config.lengths.row_tokens = 30  # longest row to learn from
+  config.lengths.row_tokens = 28  # longest row to learn from
 
   config.network = ConfigDict()
   config.network.num_layers = 3
@@ -88,8 +88,8 @@ def get_config(arg=None):
 
   config.initialize = ConfigDict()
   config.initialize.path = ""  # workdir or folder of a policy to begin with
-  config.initialize.num_iterations = 2
-  config.initialize.num_updates = 400  # in each
+  config.initialize.num_iterations = 1
+  config.initialize.num_updates = 200  # in each
   config.initialize.rows = (
     ConfigDict()
   )  # of a batch, by kind; see o1jax/rows.py
@@ -147,19 +147,19 @@ def get_config(arg=None):
     ConfigDict()
   )  # see o1jax/experience.py, Experience.sample
   config.learn.rows = ConfigDict()  # of a batch, by kind
-  config.learn.rows.search = 3
-  config.learn.rows.expert = 2
-  config.learn.rows.hindsight = 3
-  config.learn.rows.hindsight_play = 44
-  config.learn.rows.consequences = 6
-  config.learn.rows.value = 6
+  config.learn.rows.search = 2
+  config.learn.rows.expert = 1
+  config.learn.rows.hindsight = 2
+  config.learn.rows.hindsight_play = 51
+  config.learn.rows.consequences = 4
+  config.learn.rows.value = 4
   config.learn.optimizer = ConfigDict()
-  config.learn.optimizer.name = "adamw"  # adamw, lion or muon
-  config.learn.optimizer.learning_rate = 3e-3
+  config.learn.optimizer.name = "muon"  # adamw, lion or muon
+  config.learn.optimizer.learning_rate = 6e-3
   config.learn.optimizer.warmup_updates = 100
   config.learn.optimizer.schedule = "cosine"  # constant, linear or cosine
   config.learn.optimizer.end_fraction = 0.01  # last rate / highest rate
-  config.learn.optimizer.weight_decay = 0.02
+  config.learn.optimizer.weight_decay = 0.4  # or it learns by heart in the end
   config.learn.optimizer.clip_norm = 1.0
   config.learn.optimizer.b1 = 0.9
   config.learn.optimizer.b2 = 0.99
@@ -188,7 +188,7 @@ def get_config(arg=None):
   config.evaluation = ConfigDict()
   config.evaluation.num_problems = 512  # held out
   config.evaluation.batch_size = 512  # searched at a time
-  config.evaluation.interval = 14  # iterations between; 0: end only
+  config.evaluation.interval = 15  # iterations between; 0: end only
   config.evaluation.strategies = ("majority_vote", "best_of_n", "mcts")
   config.evaluation.efforts = (8,)  # budgets, in solutions' worth of tokens
   config.evaluation.num_candidates = 4  # of tree search
@@ -210,17 +210,22 @@ def get_config(arg=None):
 
   config.checkpoint = ConfigDict()
   config.checkpoint.interval = 1  # iterations
-  config.checkpoint.keep_every = 14  # besides the last and the best
+  config.checkpoint.keep_every = 15  # besides the last and the best
   config.checkpoint.num_samples = 50  # solutions written an iteration
 
   if arg == "no_hindsight":
     # What is left to learn from are the solutions that search finds itself, so
     # more problems are searched and all that was found is kept.
     config.num_iterations = 50
+    config.initialize.num_iterations = 2
+    config.initialize.num_updates = 400
     config.evaluation.interval = 13
     config.checkpoint.keep_every = 13
-    config.learn.optimizer.name = "muon"
+    config.tokenizer.vocab_size = 1400
+    config.tokenizer.max_number = 999
+    config.lengths.row_tokens = 30
     config.learn.optimizer.learning_rate = 4e-3
+    config.learn.optimizer.weight_decay = 0.02
     config.search.num_problems = 1024
     config.search.batch_size = 256
     config.learn.num_updates = 100
@@ -234,21 +239,17 @@ def get_config(arg=None):
 
   if arg == "thinking":
     config.num_iterations = 20
-    config.initialize.num_iterations = 1
-    config.initialize.num_updates = 200
     config.evaluation.interval = 0
     config.evaluation.strategies = ("best_of_n",)
     # Room for three wrong attempts and a right one, or for two short chains.
     config.lengths.reflection_tokens = 128
     config.lengths.thinking_tokens = 180
-    config.learn.optimizer.name = "muon"
-    config.learn.optimizer.learning_rate = 4e-3
     config.regimes.names = ("solutions", "chains")
     config.regimes.max_iterations = 11  # of solutions; chains are last
     config.regimes.patience = 11
     config.regimes.changes.solutions = ()
     config.regimes.changes.chains = (
-      "learn.rows.hindsight_play=24",
+      "learn.rows.hindsight_play=27",
       "learn.rows.consequences=4",
       "learn.rows.retrying=7",
       "learn.rows.retried=3",

@@ -63,7 +63,7 @@ def get_config(arg=None):
 
   config.tokenizer = ConfigDict()
   config.tokenizer.vocab_size = 1400  # at most; 1,000 are numbers, 256 bytes
-  config.tokenizer.max_digits_per_piece = 3  # integers up to 999 are one piece
+  config.tokenizer.max_number = 999  # that is one piece
   config.tokenizer.num_texts = 5000  # texts it is trained on
 
   config.lengths = ConfigDict()

@@ -146,7 +146,7 @@ def tokenizer_of(config: Any, task: Task, workdir: pathlib.Path) -> Tokenizer:
     return train_tokenizer(
       texts,
       vocab_size=config.tokenizer.vocab_size,
-      max_digits_per_piece=config.tokenizer.max_digits_per_piece,
+      max_number=config.tokenizer.max_number,
     )
 
 

@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY_CONFIG = f"{ROOT}/configs/countdown.py:smoke"
 TINY_SIZES = [
   "tokenizer.vocab_size=320",
-  "tokenizer.max_digits_per_piece=1",
+  "tokenizer.max_number=9",
   "tokenizer.num_texts=200",
   "network.num_layers=1",
   "network.width=16",
@@ -107,7 +107,7 @@ class ToyTask(Countdown):
 def tiny_policy() -> Policy:
   """One layer of width 16 over the pieces of `countdown`."""
   texts = countdown().corpus(np.random.default_rng(0), 200)
-  tokenizer = train_tokenizer(texts, vocab_size=310, max_digits_per_piece=1)
+  tokenizer = train_tokenizer(texts, vocab_size=310, max_number=9)
   config = TransformerConfig(
     vocab_size=tokenizer.vocab_size,
     num_layers=1,

@@ -132,7 +132,7 @@ def test_nothing_follows_from_texts_that_cannot_be_asked_about(asker, word):
 def test_the_question_is_that_of_the_demonstrations():
   task = countdown()
   texts = task.corpus(np.random.default_rng(0), 200, "comparing")
-  tokenizer = train_tokenizer(texts, vocab_size=400, max_digits_per_piece=1)
+  tokenizer = train_tokenizer(texts, vocab_size=400, max_number=9)
   lengths = Lengths(14, 20, 2, 56, 200)
   policy = Policy(tiny_policy().network, tokenizer, lengths)
   asked = []

@@ -451,7 +451,7 @@ def test_good_mixes_are_counted():
 
 def test_the_mark_is_found_where_numbers_are_longer():
   texts = TASK.corpus(np.random.default_rng(0), 500)
-  tokenizer = train_tokenizer(texts, vocab_size=1400, max_digits_per_piece=3)
+  tokenizer = train_tokenizer(texts, vocab_size=1400, max_number=999)
   policy = Policy(None, tokenizer, tiny_policy().lengths)
   batches, _ = make_batches({"consequences": 20}, policy=policy)
   plain, _ = make_batches({"random_play": 20}, policy=policy)

@@ -128,7 +128,7 @@ def test_scores_are_those_of_judgements_written_token_by_token():
 def test_the_form_is_that_of_the_task():
   task = countdown()
   texts = task.corpus(np.random.default_rng(0), 200, "judging")
-  tokenizer = train_tokenizer(texts, vocab_size=400, max_digits_per_piece=1)
+  tokenizer = train_tokenizer(texts, vocab_size=400, max_number=9)
   judgement = make_judgement(
     tokenizer, Lengths(14, 20, 2, 56), task.judge_mark, task.verdict_words
   )

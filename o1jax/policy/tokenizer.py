@@ -1,10 +1,9 @@
 """Text to tokens and back, exactly.
 
 A sentencepiece model trained on the task's own text: whole words of the format
-(" = ", " (left: ") become single pieces, every integer of up to
-`max_digits_per_piece` digits is a piece of its own, "\\n" is always its own
-piece (a step ends with it), and bytes stand in for whatever was not seen, so
-that any text comes back as it was.
+(" = ", " (left: ") become single pieces, every integer up to `max_number` is a
+piece of its own, "\\n" is always its own piece (a step ends with it), and bytes
+stand in for whatever was not seen, so that any text comes back as it was.
 """
 
 import io
@@ -130,25 +129,24 @@ class Tokenizer:
 
 
 def train_tokenizer(
-  texts: Iterable[str], *, vocab_size: int, max_digits_per_piece: int = 1
+  texts: Iterable[str], *, vocab_size: int, max_number: int = 9
 ) -> Tokenizer:
   """Trains a tokenizer; equal texts give equal bytes.
 
   Args:
     texts: what it should be short on: prompts and solutions of the task.
     vocab_size: at most so many pieces, of which 256 are bytes, 4 are marks and
-      newline, and 10, 100 or 1000 are numbers; fewer where the texts have no
+      newline, and `max_number + 1` are numbers; fewer where the texts have no
       more to offer.
-    max_digits_per_piece: integers below 10 ** max_digits_per_piece are pieces.
+    max_number: integers up to it are pieces; larger ones are several, each as
+      long as it can be.
 
   Raises:
     ValueError: a vocabulary too small for the fixed pieces, or no text.
   """
-  if max_digits_per_piece not in (1, 2, 3):
-    raise ValueError(
-      f"max_digits_per_piece={max_digits_per_piece} must be 1, 2 or 3"
-    )
-  numbers = [str(n) for n in range(10**max_digits_per_piece)]
+  if not 9 <= max_number <= 9_999:
+    raise ValueError(f"max_number={max_number} is not in 9 to 9,999")
+  numbers = [str(n) for n in range(max_number + 1)]
   # Lines, so that no learned piece holds a newline.
   lines = [
     line.replace(" ", BLANK)
@@ -163,7 +161,7 @@ def train_tokenizer(
   if vocab_size < fixed:
     raise ValueError(
       f"vocab_size={vocab_size} is less than the {fixed} pieces every "
-      f"tokenizer with max_digits_per_piece={max_digits_per_piece} needs here"
+      f"tokenizer with max_number={max_number} needs here"
     )
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(

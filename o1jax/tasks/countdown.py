@@ -150,16 +150,7 @@ class Countdown(NumbersTask):
 
   def make_problem(self, numbers: list[int], target: int) -> Problem:
     """The record of a problem; its id ignores the order of the numbers."""
-    ascending = sorted(numbers)
-    numbers = ascending if self.sorted_numbers else numbers
-    words = " ".join(map(str, numbers))
-    key = ",".join(map(str, ascending))
-    return Problem(
-      id=f"{self.name}/{key}={target}",
-      task=self.name,
-      prompt=f"{words} = {target}\n",
-      data={"numbers": numbers, "target": target},
-    )
+    return self._record(numbers, target, ending=f"={target}")
 
   def parse(self, text: str) -> Problem:
     """Reads `3 7 2 = 13`: 2 to 5 numbers in any range, and a target.

@@ -108,16 +108,7 @@ class Game24(NumbersTask):
     The target is an argument because random play is demonstrated beside it
     like in any game of numbers; it is 24 in all problems of this task.
     """
-    ascending = sorted(numbers)
-    numbers = ascending if self.sorted_numbers else numbers
-    words = " ".join(map(str, numbers))
-    key = ",".join(map(str, ascending))
-    return Problem(
-      id=f"{self.name}/{key}",
-      task=self.name,
-      prompt=f"{words} = {target}\n",
-      data={"numbers": numbers, "target": target},
-    )
+    return self._record(numbers, target, ending="")
 
   def parse(self, text: str) -> Problem:
     """Reads `1 1 4 6` or `1 1 4 6 = 24`.

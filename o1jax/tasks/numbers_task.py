@@ -102,6 +102,17 @@ class NumbersTask(reflection.Reflection):
     """`[..., k]` in the order of prompts."""
     return np.sort(numbers, axis=-1) if self.sorted_numbers else numbers
 
+  def _record(self, numbers: list[int], target: int, ending: str) -> Problem:
+    """A problem whose id is its numbers, ascending, and `ending`."""
+    ascending = sorted(numbers)
+    numbers = ascending if self.sorted_numbers else numbers
+    return Problem(
+      id=f"{self.name}/{','.join(map(str, ascending))}{ending}",
+      task=self.name,
+      prompt=f"{' '.join(map(str, numbers))} = {target}\n",
+      data={"numbers": numbers, "target": target},
+    )
+
   def _problems(self, numbers, targets) -> list[Problem]:
     pairs = zip(numbers.tolist(), targets.tolist(), strict=True)
     return [self.make_problem(row, target) for row, target in pairs]

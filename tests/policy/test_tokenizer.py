@@ -19,16 +19,16 @@ def make_texts():
   return texts
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(scope="module", params=[9, 99, 400, 999])
 def tokenizer(request):
   return train_tokenizer(
-    make_texts(), vocab_size=1400, max_digits_per_piece=request.param
+    make_texts(), vocab_size=1400, max_number=request.param
   )
 
 
 @pytest.fixture(scope="module")
 def two_digits():
-  return train_tokenizer(make_texts(), vocab_size=1400, max_digits_per_piece=2)
+  return train_tokenizer(make_texts(), vocab_size=1400, max_number=99)
 
 
 def test_format_is_short(two_digits):
@@ -88,7 +88,7 @@ def test_number_values_are_those_of_the_pieces(tokenizer):
   known = {int(v): i for i, v in enumerate(values) if not np.isnan(v)}
   largest = max(known)
   assert sorted(known) == list(range(largest + 1))
-  assert largest in (9, 99, 999)
+  assert largest in (9, 99, 400, 999)
   for number in (0, 7, largest):
     assert tokenizer.encode(str(number)) == [known[number]]
   digits = len(str(largest))
@@ -96,7 +96,7 @@ def test_number_values_are_those_of_the_pieces(tokenizer):
 
 
 def test_bytes_are_deterministic_and_load(two_digits):
-  again = train_tokenizer(make_texts(), vocab_size=1400, max_digits_per_piece=2)
+  again = train_tokenizer(make_texts(), vocab_size=1400, max_number=99)
   assert again.to_bytes() == two_digits.to_bytes()
   loaded = Tokenizer.from_bytes(two_digits.to_bytes())
   text = "3 + 7 = 10 (left: 2 10)\nodd"
@@ -115,9 +115,9 @@ def test_decode_drops_marks_and_survives_bad_bytes(two_digits):
 
 def test_bad_input_is_refused_with_the_numbers():
   with pytest.raises(ValueError, match="vocab_size=300 is less than the"):
-    train_tokenizer(make_texts(), vocab_size=300, max_digits_per_piece=2)
-  with pytest.raises(ValueError, match="max_digits_per_piece=4"):
-    train_tokenizer(make_texts(), vocab_size=999, max_digits_per_piece=4)
+    train_tokenizer(make_texts(), vocab_size=300, max_number=99)
+  with pytest.raises(ValueError, match="max_number=8 is not in 9 to 9,999"):
+    train_tokenizer(make_texts(), vocab_size=999, max_number=8)
   with pytest.raises(ValueError, match="no text"):
     train_tokenizer(["\n"], vocab_size=999)
   with pytest.raises(ValueError, match="not a tokenizer"):

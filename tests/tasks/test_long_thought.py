@@ -206,7 +206,7 @@ def test_length_is_limited():
 def test_three_numbers_take_about_120_tokens():
   task = TASKS["play"]
   texts = [text for _, text in task.long_thoughts(rng(), 400)]
-  tokenizer = train_tokenizer(texts, vocab_size=1500, max_digits_per_piece=3)
+  tokenizer = train_tokenizer(texts, vocab_size=1500, max_number=999)
   lengths = [len(ids) for ids in tokenizer.encode_batch(texts)]
   assert np.median(lengths) < 120, np.median(lengths)
 
