@@ -35,7 +35,7 @@ def get_config(arg=None):
     raise ValueError(f"unknown argument {arg!r}: {', '.join(arguments)}")
   config = ConfigDict()
   config.seed = 0  # everything random derives from it
-  config.num_iterations = 29  # of search and learning
+  config.num_iterations = 55  # of search and learning
 
   config.task = ConfigDict()
   config.task.name = "countdown"  # countdown, game24 or arithmetic
@@ -147,12 +147,12 @@ def get_config(arg=None):
     ConfigDict()
   )  # see o1jax/experience.py, Experience.sample
   config.learn.rows = ConfigDict()  # of a batch, by kind
-  config.learn.rows.search = 2
-  config.learn.rows.expert = 1
-  config.learn.rows.hindsight = 2
-  config.learn.rows.hindsight_play = 51
-  config.learn.rows.consequences = 4
-  config.learn.rows.value = 4
+  config.learn.rows.search = 3
+  config.learn.rows.expert = 2
+  config.learn.rows.hindsight = 3
+  config.learn.rows.hindsight_play = 44
+  config.learn.rows.consequences = 6
+  config.learn.rows.value = 6
   config.learn.optimizer = ConfigDict()
   config.learn.optimizer.name = "muon"  # adamw, lion or muon
   config.learn.optimizer.learning_rate = 6e-3
@@ -188,7 +188,7 @@ def get_config(arg=None):
   config.evaluation = ConfigDict()
   config.evaluation.num_problems = 512  # held out
   config.evaluation.batch_size = 512  # searched at a time
-  config.evaluation.interval = 15  # iterations between; 0: end only
+  config.evaluation.interval = 14  # iterations between; 0: end only
   config.evaluation.strategies = ("majority_vote", "best_of_n", "mcts")
   config.evaluation.efforts = (8,)  # budgets, in solutions' worth of tokens
   config.evaluation.num_candidates = 4  # of tree search
@@ -210,7 +210,7 @@ def get_config(arg=None):
 
   config.checkpoint = ConfigDict()
   config.checkpoint.interval = 1  # iterations
-  config.checkpoint.keep_every = 15  # besides the last and the best
+  config.checkpoint.keep_every = 14  # besides the last and the best
   config.checkpoint.num_samples = 50  # solutions written an iteration
 
   if arg == "no_hindsight":
@@ -244,13 +244,19 @@ def get_config(arg=None):
     # Room for three wrong attempts and a right one, or for two short chains.
     config.lengths.reflection_tokens = 128
     config.lengths.thinking_tokens = 180
+    # Chains have no use for values.
+    config.learn.rows.search = 2
+    config.learn.rows.expert = 1
+    config.learn.rows.hindsight = 2
+    config.learn.rows.hindsight_play = 51
+    config.learn.rows.consequences = 4
+    config.learn.rows.value = 4
     config.regimes.names = ("solutions", "chains")
     config.regimes.max_iterations = 11  # of solutions; chains are last
     config.regimes.patience = 11
     config.regimes.changes.solutions = ()
     config.regimes.changes.chains = (
       "learn.rows.hindsight_play=27",
-      "learn.rows.consequences=4",
       "learn.rows.retrying=7",
       "learn.rows.retried=3",
     )
