@@ -91,6 +91,10 @@ def test_number_values_are_those_of_the_pieces(tokenizer):
   assert largest in (9, 99, 400, 999)
   for number in (0, 7, largest):
     assert tokenizer.encode(str(number)) == [known[number]]
+  following = tokenizer.encode(str(largest + 1))
+  longest = str(largest + 1)[:-1]
+  assert tokenizer.pieces[following[0]].decode() == longest
+  assert len(following) == 2
   digits = len(str(largest))
   assert len(tokenizer.encode("1" * (2 * digits))) == 2
 
