@@ -142,7 +142,8 @@ def train_tokenizer(
       long as it can be.
 
   Raises:
-    ValueError: a vocabulary too small for the fixed pieces, or no text.
+    ValueError: `max_number` out of range, a vocabulary too small for the fixed
+      pieces, or no text.
   """
   if not 9 <= max_number <= 9_999:
     raise ValueError(f"max_number={max_number} is not in 9 to 9,999")
