@@ -119,6 +119,7 @@ def get_config(arg=None):
   config.learn.updates_per_call = 20  # of the compiled program
   config.learn.num_microbatches = 1  # groups of rows, on each device
   config.learn.value_coefficient = 0.25  # of the value loss
+  config.learn.play_outcomes = False  # teach the value at the end of play
   config.learn.average_decay = 0.995  # of the parameters that search
   config.learn.learning_rate_scale = 1.0  # of the schedule's rate
   config.learn.reference = "none"  # policy to stay near: none, start, iteration

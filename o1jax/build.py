@@ -250,7 +250,9 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
           f"learn.updates_per_call={calls}"
         )
     optimizer = make_optimizer(
-      total_updates=total_updates(config), **config.learn.optimizer
+      total_updates=total_updates(config),
+      mesh=mesh,
+      **config.learn.optimizer,
     )
     # Refuses what it would move where the network has none of it.
     shapes = jax.eval_shape(policy.network.init, jax.random.key(0))

@@ -22,6 +22,8 @@ class Lengths(NamedTuple):
     reflection_tokens: the same of rows with judgements, revisions or texts of
       files, which are longer; 0 for `row_tokens`.
     thinking_tokens: tokens of a chain of thought; 0 where none is written.
+    opening_tokens: positions of a row that ends where the first step has
+      chosen; 0 where there are none.
   """
 
   prompt_tokens: int
@@ -30,6 +32,7 @@ class Lengths(NamedTuple):
   row_tokens: int
   reflection_tokens: int = 0
   thinking_tokens: int = 0
+  opening_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

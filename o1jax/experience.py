@@ -22,7 +22,7 @@ from o1jax.types import LearnerBatch, Problem, ScoredSolution
 
 EXPERT = "expert"
 POLICY_WEIGHTS = ("ones", "step_weights", "zeros")
-VALUE_POSITIONS = ("all", "steps", "none")
+VALUE_POSITIONS = ("all", "steps", "end", "none")
 PRIORITIES = ("none", "difficulty", "advantage")
 
 _NUMBERS = {
@@ -531,7 +531,7 @@ def make_learner_batch(
       "step_weights" (AlphaGo Zero) or "zeros" (rows for the value alone).
     value_positions: where the outcome is the value's target: "all" from the
       last token of the prompt on, "steps" only there, at the ends of steps and
-      at the last token, or "none".
+      at the last token, "end" at the last token alone, or "none".
     step_end_ids: tokens that end a step; read by "steps".
     pad_id: token of the padding, which has weight 0.
 
@@ -582,6 +582,8 @@ def make_learner_batch(
       positions == ends[:, None] - 1
     )
     has_value &= is_end | is_edge
+  elif value_positions == "end":
+    has_value &= positions == ends[:, None] - 1
   elif value_positions == "none":
     has_value &= False
   batch = LearnerBatch(

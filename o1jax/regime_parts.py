@@ -183,6 +183,7 @@ def make_regimes(
         learn.replay,
         text_rows,
         rates_questions=True,
+        play_outcomes=learn.play_outcomes,
       ),
       fresh_rows=FreshRows(
         policy,

@@ -13,6 +13,8 @@ kinds:
                   results and remaining numbers, not operands and operations
   optimal         demonstrations: a solver's path
   hindsight_play  demonstrations: legal play, relabelled with what it reached
+  openings        the same, cut off behind what its first step chooses: what
+                  most depends on, and is hardest, in few tokens
   search_trace    demonstrations: dead ends and backtracking in one text
   judging         demonstrations: a solution, right or wrong, and its judgement;
                   the judgement is learned
@@ -84,11 +86,14 @@ DEMONSTRATIONS = {
   "consequences": "random_play",
   "optimal": "optimal",
   "hindsight_play": "hindsight",
+  "openings": "hindsight",
   "search_trace": "search_trace",
   **{kind: kind for kind in reflection.KINDS},
   "long_thought": "long_thought",
   "retrying": "retrying",
 }
+# Those of play to the end, right or wrong.
+PLAYED = ("random_play", "consequences", "hindsight_play")
 # Those of words of their own, which the tokenizer has to see. Where there are
 # marks in the text, only a part of it is learned.
 REFLECTIONS = (*reflection.KINDS, "long_thought", "retrying")
@@ -166,6 +171,8 @@ def _group(kind: str, lengths: Lengths) -> tuple[type, int]:
 
 def _width(kind: str, lengths: Lengths) -> int:
   """Positions of a row of a kind."""
+  if kind == "openings":
+    return lengths.opening_tokens
   if kind in (*REFLECTIONS, *CHAINS, *TEXTS):
     return lengths.reflection_tokens or lengths.row_tokens
   return lengths.row_tokens
@@ -183,13 +190,16 @@ class RowMaker:
     text_rows: TextRows | None = None,
     *,
     rates_questions: bool = False,
+    play_outcomes: bool = False,
   ):
     """Takes a mix that `check_mix` accepts.
 
     `replay` are options of `Experience.sample`, for all rows of a pool;
     `text_rows` has what a mix with rows of texts draws from. With
     `rates_questions` rows of questions are problems of D_search by their
-    success, else problems of the task's sampler, all alike.
+    success, else problems of the task's sampler, all alike. With
+    `play_outcomes` the outcome of legal play (`PLAYED`) is the value's target
+    at its last token, where it does not depend on who plays.
 
     Raises:
       ValueError: rows with judgements, revisions or problems are longer than
@@ -201,8 +211,9 @@ class RowMaker:
     self._replay = dict(replay or {})
     self._text_rows = text_rows
     self._rates_questions = rates_questions
+    self._play_outcomes = play_outcomes
     self._prompts: dict[str, np.ndarray] = {}
-    for kind in (*REFLECTIONS, QUESTIONS):
+    for kind in (*REFLECTIONS, QUESTIONS, "openings"):
       if kind in self._mix:
         self._check_length(kind)
 
@@ -269,6 +280,11 @@ class RowMaker:
       policy_weights = "step_weights"
     else:
       prompts, entries = self._encode(pairs)
+      if kind == "openings":
+        entries = list(map(self._opening, entries))
+      elif self._play_outcomes and kind in PLAYED:
+        entries = list(map(self._judged, entries))
+        value_positions = "end"
     batch, dropped = self._lay_out(
       kind, prompts, entries, policy_weights, value_positions
     )
@@ -304,11 +320,18 @@ class RowMaker:
       encoded = self._encode(
         self._task.demonstrations(DEMONSTRATIONS[kind], rng, _NUM_TRIED)
       )
-    rows = zip(*encoded, strict=True)
+    prompts, entries = encoded
+    if kind == "openings":
+      entries = map(self._opening, entries)
+    rows = zip(prompts, entries, strict=True)
     longest = max(len(prompt) + len(entry.tokens) for prompt, entry in rows)
     lengths = self._policy.lengths
-    is_wide = lengths.reflection_tokens and kind != QUESTIONS
-    name = "reflection_tokens" if is_wide else "row_tokens"
+    if kind == "openings":
+      name = "opening_tokens"
+    elif lengths.reflection_tokens and kind != QUESTIONS:
+      name = "reflection_tokens"
+    else:
+      name = "row_tokens"
     width = _width(kind, lengths)
     if longest > width:
       raise ValueError(
@@ -316,6 +339,14 @@ class RowMaker:
         f"up to {longest} tokens: raise it to {longest}, or set rows.{kind} "
         "to 0"
       )
+
+  def _opening(self, entry: ScoredSolution) -> ScoredSolution:
+    """What the first step chooses, without the mark of its consequences."""
+    is_after = after_mark(self._policy, self._task, entry.tokens)
+    end = int(np.argmax(is_after))
+    return dataclasses.replace(
+      entry, tokens=entry.tokens[:end], step_weights=entry.step_weights[:end]
+    )
 
   def _judged(self, entry: ScoredSolution) -> ScoredSolution:
     """With the checker's verdict on the last solution."""

@@ -122,6 +122,28 @@ def test_consequences_are_what_follows_from_the_choice_of_a_step():
   ]
 
 
+def test_an_opening_ends_where_the_first_step_has_chosen():
+  lengths = tiny_policy().lengths._replace(opening_tokens=20)
+  policy = dataclasses.replace(tiny_policy(), lengths=lengths)
+  mix = {"openings": 8, "random_play": 2}
+  (openings, plays), dropped = make_batches(mix, policy=policy)
+  assert dropped == 0 and not openings.value_weights.any()
+  assert openings.tokens.shape == (2, 8, 20)
+  assert plays.tokens.shape == (2, 2, lengths.row_tokens)
+  sizes = {(LearnerBatch, 20): 8, (LearnerBatch, lengths.row_tokens): 2}
+  assert group_sizes(mix, lengths) == sizes
+  # Equal generators draw equal plays.
+  whole, _ = make_batches({"hindsight_play": 8})
+  for (text, learned), (play, _) in zip(
+    rows_of(openings), rows_of(whole), strict=True
+  ):
+    prompt, _, solution = play.partition("\n")
+    choice = solution.partition(" = ")[0]
+    assert len(choice.split(" ")) == 3
+    assert text == f"{prompt}\n{choice}"
+    assert learned.lstrip(".") == choice
+
+
 def test_each_pool_gives_its_own_weights():
   solution = "1 + 2 = 3 (left: 4 3)\n4 + 3 = 7 (left: 7)"
   found = entry(solution, 1.0)
@@ -180,7 +202,7 @@ def test_empty_pools_give_empty_rows():
 
 
 def test_rows_depend_on_the_generator_alone():
-  kinds = set(DEMONSTRATIONS) - set(REFLECTIONS)
+  kinds = set(DEMONSTRATIONS) - {*REFLECTIONS, "openings"}
   mix = dict.fromkeys(sorted(kinds), 2) | {"search": 2, "optimal": 0}
   experience = make_experience(
     [entry("1 + 2 = 3", 1.0, seed=i) for i in (0, 5)]
@@ -393,6 +415,37 @@ def test_a_long_thought_is_learned_whole_at_the_width_of_reflections():
     assert TASK.check(TASK.parse(prompt), solution).is_correct
   with pytest.raises(ValueError, match="task arithmetic has no such demonst"):
     check_mix({"long_thought": 1}, ARITHMETIC, "rows")
+
+
+def test_play_teaches_the_value_at_its_end_where_it_is_asked_to():
+  mix = {"hindsight_play": 4, "consequences": 40}
+  maker = RowMaker(tiny_policy(), TASK, mix, play_outcomes=True)
+  batches, _ = maker.batches(np.random.default_rng(0), make_experience(), 2)
+  plain, _ = make_batches(mix)
+  np.testing.assert_array_equal(batches.tokens, plain.tokens)
+  np.testing.assert_array_equal(batches.policy_weights, plain.policy_weights)
+  assert not plain.value_weights.any()
+  is_end = np.arange(batches.tokens.shape[-1]) == batches.lengths[..., None] - 1
+  np.testing.assert_array_equal(batches.value_weights, is_end)
+  targets = batches.value_targets.sum(-1).ravel()
+  for (text, _), target in zip(rows_of(batches), targets, strict=True):
+    prompt, _, solution = text.removesuffix("<eos>").partition("\n")
+    assert TASK.check(TASK.parse(prompt), solution).is_correct == target
+  assert 8 <= targets.sum() < 88
+
+
+def test_openings_that_do_not_fit_are_refused():
+  for width in (0, 8):
+    lengths = tiny_policy().lengths._replace(opening_tokens=width)
+    policy = dataclasses.replace(tiny_policy(), lengths=lengths)
+    words = f"lengths.opening_tokens={width} is too short for rows of openings"
+    with pytest.raises(ValueError, match=words) as raised:
+      RowMaker(policy, TASK, {"openings": 2})
+  longest = int(str(raised.value).split("raise it to ")[1].split(",")[0])
+  lengths = lengths._replace(opening_tokens=longest)
+  policy = dataclasses.replace(policy, lengths=lengths)
+  _, dropped = make_batches({"openings": 100}, policy=policy)
+  assert dropped <= 2
 
 
 @pytest.mark.parametrize("kind", [*REFLECTIONS, "questions"])

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 _NAMES = ("adamw", "lion", "muon")
 _SCHEDULES = ("constant", "cosine", "linear")
+# Axis of the mesh that shares out muon's matrices.
+_DATA = "data"
 TRAINABLE = ("all", "heads", "trunk", "adapters")
 
 # Factors of the low-rank adapters beside a kernel.
@@ -109,6 +112,7 @@ def make_optimizer(
   b1: float = 0.9,
   b2: float = 0.99,
   trainable: str = "all",
+  mesh: Mesh | None = None,
 ) -> Optimizer:
   """Builds the optimizer; schedule arguments as in `make_schedule`.
 
@@ -131,6 +135,8 @@ def make_optimizer(
       are tied they are the trunk's, and the value head alone moves), "trunk" or
       "adapters" (the factors of `TransformerConfig.lora_rank` and the value
       head). `init` refuses parameters without adapters then.
+    mesh: where given, and weights are whole on every device of it, muon's
+      matrices are shared out: each device orthogonalises some of them.
 
   Raises:
     ValueError: unknown name or part, or a schedule that `make_schedule`
@@ -161,6 +167,8 @@ def make_optimizer(
       muon_weight_dimension_numbers=_muon_axes,
       consistent_rms=_MUON_RMS,
     )
+    if mesh is not None and mesh.shape[_DATA] == mesh.size > 1:
+      rule = _shared_out(rule, mesh)
   else:
     make = optax.adamw if name == "adamw" else optax.lion
     rule = make(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_decayed)
@@ -231,6 +239,81 @@ def _is_decayed(params):
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key in _DECAYED, params
   )
+
+
+def _shared_out(
+  rule: optax.GradientTransformation, mesh: Mesh
+) -> optax.GradientTransformation:
+  """`rule`, of which each device works off some matrices of the layers.
+
+  For a rule that moves every array by its own gradient alone.
+  """
+
+  def update(grads, state, params):
+    owner_of = owners(grads, mesh.size)
+    # The products of this call are nobody's and fall away; what is left is the
+    # state, and the changes of arrays that all devices work off.
+    changes, new_state = rule.update(grads, state, params)
+    leaves, structure = jax.tree.flatten(changes)
+    shared = [i for i, owner in enumerate(owner_of) if owner is not None]
+
+    def part(device):
+      def run(grads, state, params):
+        found = jax.tree.leaves(rule.update(grads, state, params)[0])
+        return [
+          found[i] if owner_of[i] == device else jnp.zeros_like(found[i])
+          for i in shared
+        ]
+
+      return run
+
+    def on_device(*arguments):
+      place = jax.lax.axis_index(_DATA)
+      parts = [part(device) for device in range(mesh.size)]
+      return jax.lax.psum(jax.lax.switch(place, parts, *arguments), _DATA)
+
+    whole = PartitionSpec()
+    found = jax.shard_map(
+      on_device,
+      mesh=mesh,
+      in_specs=(whole, whole, whole),
+      out_specs=whole,
+      check_vma=False,
+    )(grads, state, params)
+    for i, leaf in zip(shared, found, strict=True):
+      leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves), new_state
+
+  return optax.GradientTransformation(rule.init, update)
+
+
+def owners(tree, num_devices: int) -> list[int | None]:
+  """Of each array, the device that works it off; None for all of them.
+
+  Matrices that muon moves have one owner each: the largest come first, to the
+  device that has least to do.
+
+  Args:
+    tree: gradients.
+    num_devices: that share them out.
+
+  Returns:
+    In the order of the leaves.
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  axes = structure.flatten_up_to(_muon_axes(tree))
+  costs = {
+    i: leaf.size * min(leaf.shape[0], leaf.shape[-1])
+    for i, leaf in enumerate(leaves)
+    if axes[i] is not None
+  }
+  found: list[int | None] = [None] * len(leaves)
+  loads = [0] * num_devices
+  for i in sorted(costs, key=costs.__getitem__, reverse=True):
+    least = loads.index(min(loads))
+    found[i] = least
+    loads[least] += costs[i]
+  return found
 
 
 def _muon_axes(params):

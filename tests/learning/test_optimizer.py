@@ -2,12 +2,14 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from o1jax import mesh as meshes
 from o1jax.learning import optimizer as optimizers
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
@@ -185,6 +187,58 @@ def test_muon_orthogonalises_the_layers_and_leaves_the_rest_to_adam():
       new, start, grads = new[name], start[name], grads[name]
     sizes = (new - start) / (-0.1 * jnp.sign(grads))
     np.testing.assert_allclose(sizes, sizes.ravel()[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_muon_moves_alike_where_devices_share_its_matrices(num_devices):
+  rng = np.random.default_rng(0)
+
+  def array(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  params = {
+    "trunk": {
+      "embedding": array(7, 8),
+      "layer_0": {
+        "qkv": {"kernel": array(8, 24)},
+        "gate_up": {"kernel": array(8, 2, 16), "bias": array(2, 16)},
+        "down": {"kernel": array(16, 8)},
+      },
+    },
+    "value_head": {"out": {"kernel": array(8, 1)}},
+  }
+  gradients = [
+    jax.tree.map(lambda x: array(*x.shape), params) for _ in range(3)
+  ]
+  options = {"name": "muon", "learning_rate": 0.1, "weight_decay": 0.5}
+  mesh = meshes.make_mesh({"data": num_devices})
+  for trainable in ("all", "trunk"):
+    plain, shared = (
+      optimizers.make_optimizer(trainable=trainable, **options, **extra)
+      for extra in ({}, {"mesh": mesh})
+    )
+    params = jax.device_put(params, meshes.params_sharding(params, mesh))
+    chex.assert_trees_all_close(
+      run(shared, params, gradients), run(plain, params, gradients), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 9])
+def test_each_of_muons_matrices_has_one_owner(num_devices):
+  shapes = {"qkv": (8, 24), "out": (8, 8), "gate_up": (8, 2, 16)}
+  layer = {k: {"kernel": jnp.zeros(shape)} for k, shape in shapes.items()}
+  names = [f"layer_{i}" for i in range(2)]
+  tree = {"trunk": {"bias": jnp.zeros(3)} | dict.fromkeys(names, layer)}
+  owners = optimizers.owners(tree, num_devices)
+  assert owners[0] is None and len(owners) == 7
+  # In the order of the leaves; costs are sizes times 8.
+  costs = np.array(
+    [shapes[k][-1] * (1 + (k == "gate_up")) for k in sorted(shapes)] * 2
+  )
+  loads = np.bincount(owners[1:], costs, num_devices)
+  # The largest first, to whom has least: within the largest of all.
+  assert loads.max() - loads.min() <= costs.max()
+  assert set(owners[1:]) == set(range(min(num_devices, 6)))
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
