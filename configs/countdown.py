@@ -18,8 +18,8 @@ from openings, and the value at the end of play. On one core
 (`--config.mesh.num_cpu_devices=1`): greedy 81%, best-of-8 by value 87%, MCTS by
 value 86% (one seed, a trial with the same rows).
 
-`:thinking` learns in the same way, and from iteration 12 on also chains of
-thought: wrong attempts, what is wrong with them, and a right one. 5 minutes
+`:thinking` has Muon and the decay too, whole rows instead of openings, and from
+iteration 12 on also chains of thought: wrong attempts, what is wrong with them, and a right one. 5 minutes
 (one seed, 512 held-out problems): greedy 70%, a chain decoded greedily 76% with
 41 tokens where one solution has 20.
 

@@ -49,6 +49,16 @@ def test_constant_schedule_needs_no_total():
   assert float(optimizer.schedule(1000)) == pytest.approx(1e-2)
 
 
+def arrays():
+  """Draws of the normal law, by shape."""
+  rng = np.random.default_rng(0)
+
+  def array(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  return array
+
+
 def run(optimizer, params, gradients):
   @jax.jit
   def moved(params, gradients):
@@ -143,11 +153,7 @@ def test_bad_arguments_are_refused_with_what_to_change(arguments, words):
 
 
 def test_muon_orthogonalises_the_layers_and_leaves_the_rest_to_adam():
-  rng = np.random.default_rng(0)
-
-  def array(*shape):
-    return jnp.asarray(rng.normal(size=shape), jnp.float32)
-
+  array = arrays()
   params = {
     "trunk": {
       "embedding": array(7, 8),
@@ -191,11 +197,7 @@ def test_muon_orthogonalises_the_layers_and_leaves_the_rest_to_adam():
 
 @pytest.mark.parametrize("num_devices", [1, 2, 8])
 def test_muon_moves_alike_where_devices_share_its_matrices(num_devices):
-  rng = np.random.default_rng(0)
-
-  def array(*shape):
-    return jnp.asarray(rng.normal(size=shape), jnp.float32)
-
+  array = arrays()
   params = {
     "trunk": {
       "embedding": array(7, 8),
