@@ -19,9 +19,9 @@ from openings, and the value at the end of play. On one core
 value 86% (one seed, a trial with the same rows).
 
 `:thinking` has Muon and the decay too, whole rows instead of openings, and from
-iteration 12 on also chains of thought: wrong attempts, what is wrong with them, and a right one. 5 minutes
-(one seed, 512 held-out problems): greedy 70%, a chain decoded greedily 76% with
-41 tokens where one solution has 20.
+iteration 12 on also chains of thought: wrong attempts, what is wrong with them,
+and a right one. 5 minutes (one seed, 512 held-out problems): greedy 70%, a
+chain decoded greedily 76% with 41 tokens where one solution has 20.
 
 Machine: two cores of a server CPU. Minutes: 10 to 18, set-up and compilation
 included. Result (one seed, 512 held-out problems, standard error 2 points):
