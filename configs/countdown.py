@@ -39,7 +39,7 @@ def get_config(arg=None):
     raise ValueError(f"unknown argument {arg!r}: {', '.join(arguments)}")
   config = ConfigDict()
   config.seed = 0  # everything random derives from it
-  config.num_iterations = 54  # of search and learning
+  config.num_iterations = 44  # of search and learning
 
   config.task = ConfigDict()
   config.task.name = "countdown"  # countdown, game24 or arithmetic
@@ -58,15 +58,16 @@ def get_config(arg=None):
   config.task.options.heldout_seed = 0
 
   config.tokenizer = ConfigDict()
-  config.tokenizer.vocab_size = 1400  # at most; 1,000 are numbers, 256 bytes
-  config.tokenizer.max_number = 999  # that is one piece
+  config.tokenizer.vocab_size = 800  # at most; 401 are numbers, 256 bytes
+  config.tokenizer.max_number = 400  # that is one piece; no first step has more
   config.tokenizer.num_texts = 5000  # texts it is trained on
 
   config.lengths = ConfigDict()
   config.lengths.prompt_tokens = 8  # longest prompt
   config.lengths.step_tokens = 12  # longest step, its end included
   config.lengths.num_steps = 2  # steps of a solution
-  config.lengths.row_tokens = 30  # longest row to learn from
+  config.lengths.row_tokens = 28  # longest row to learn from
+  config.lengths.opening_tokens = 11  # of a row cut off after the first choice
 
   config.network = ConfigDict()
   config.network.num_layers = 3
@@ -92,8 +93,8 @@ def get_config(arg=None):
 
   config.initialize = ConfigDict()
   config.initialize.path = ""  # workdir or folder of a policy to begin with
-  config.initialize.num_iterations = 2
-  config.initialize.num_updates = 400  # in each
+  config.initialize.num_iterations = 1
+  config.initialize.num_updates = 200  # in each
   config.initialize.rows = (
     ConfigDict()
   )  # of a batch, by kind; see o1jax/rows.py
@@ -137,7 +138,7 @@ def get_config(arg=None):
   config.learn.updates_per_call = 20  # of the compiled program
   config.learn.num_microbatches = 1  # groups of rows, on each device
   config.learn.value_coefficient = 0.25  # of the value loss
-  config.learn.play_outcomes = False  # teach the value at the end of play
+  config.learn.play_outcomes = True  # teach the value at the end of play
   config.learn.average_decay = 0.995  # of the parameters that search
   config.learn.learning_rate_scale = 1.0  # of the schedule's rate
   config.learn.reference = "none"  # policy to stay near: none, start, iteration
@@ -152,20 +153,21 @@ def get_config(arg=None):
     ConfigDict()
   )  # see o1jax/experience.py, Experience.sample
   config.learn.rows = ConfigDict()  # of a batch, by kind
-  config.learn.rows.search = 3
-  config.learn.rows.expert = 2
-  config.learn.rows.hindsight = 3
-  config.learn.rows.hindsight_play = 44
-  config.learn.rows.openings = 0
-  config.learn.rows.consequences = 6
-  config.learn.rows.value = 6
+  config.learn.rows.search = 2
+  config.learn.rows.expert = 1
+  config.learn.rows.hindsight = 2
+  config.learn.rows.hindsight_play = 24
+  config.learn.rows.openings = 56
+  config.learn.rows.consequences = 4
+  config.learn.rows.value = 7
   config.learn.optimizer = ConfigDict()
-  config.learn.optimizer.name = "adamw"  # adamw, lion or muon
-  config.learn.optimizer.learning_rate = 3e-3
+  config.learn.optimizer.name = "muon"  # adamw, lion or muon
+  config.learn.optimizer.learning_rate = 6e-3
   config.learn.optimizer.warmup_updates = 100
   config.learn.optimizer.schedule = "cosine"  # constant, linear or cosine
   config.learn.optimizer.end_fraction = 0.01  # last rate / highest rate
-  config.learn.optimizer.weight_decay = 0.02
+  # With less, the last iterations learn the training problems by heart.
+  config.learn.optimizer.weight_decay = 0.4
   config.learn.optimizer.clip_norm = 1.0
   config.learn.optimizer.b1 = 0.9
   config.learn.optimizer.b2 = 0.99
@@ -194,7 +196,7 @@ def get_config(arg=None):
   config.evaluation = ConfigDict()
   config.evaluation.num_problems = 512  # held out
   config.evaluation.batch_size = 512  # searched at a time
-  config.evaluation.interval = 14  # iterations between; 0: end only
+  config.evaluation.interval = 15  # iterations between; 0: end only
   config.evaluation.strategies = ("majority_vote", "best_of_n", "mcts")
   config.evaluation.efforts = (8,)  # budgets, in solutions' worth of tokens
   config.evaluation.num_candidates = 4  # of tree search
@@ -216,54 +218,38 @@ def get_config(arg=None):
 
   config.checkpoint = ConfigDict()
   config.checkpoint.interval = 1  # iterations
-  config.checkpoint.keep_every = 14  # besides the last and the best
+  config.checkpoint.keep_every = 15  # besides the last and the best
   config.checkpoint.num_samples = 50  # solutions written an iteration
 
   if arg == "no_hindsight":
     # What is left to learn from are the solutions that search finds itself, so
     # more problems are searched and all that was found is kept.
     config.num_iterations = 50
+    config.tokenizer.vocab_size = 1400
+    config.tokenizer.max_number = 999
+    config.lengths.row_tokens = 30
+    config.initialize.num_iterations = 2
+    config.initialize.num_updates = 400
     config.evaluation.interval = 13
     config.checkpoint.keep_every = 13
-    config.learn.optimizer.name = "muon"
     config.learn.optimizer.learning_rate = 4e-3
+    config.learn.optimizer.weight_decay = 0.02
     config.search.num_problems = 1024
     config.search.batch_size = 256
     config.learn.num_updates = 100
     config.experience.max_search = 150_000
+    config.learn.play_outcomes = False
     config.learn.rows.hindsight = 0
     config.learn.rows.hindsight_play = 0
+    config.learn.rows.openings = 0
     config.learn.rows.search = 8
     config.learn.rows.expert = 36
     config.learn.rows.consequences = 12
     config.learn.rows.value = 8
 
-  if arg in ("short", "thinking"):
-    config.tokenizer.vocab_size = 800
-    config.tokenizer.max_number = 400  # no first step has more
-    config.lengths.row_tokens = 28
-    config.initialize.num_iterations = 1
-    config.initialize.num_updates = 200
-    config.checkpoint.keep_every = 15
-    config.learn.rows.search = 2
-    config.learn.rows.expert = 1
-    config.learn.rows.hindsight = 2
-    config.learn.rows.hindsight_play = 51
-    config.learn.rows.consequences = 4
-    config.learn.rows.value = 4
-    config.learn.optimizer.name = "muon"
-    config.learn.optimizer.learning_rate = 6e-3
-    # With less, the last iterations learn the training problems by heart.
-    config.learn.optimizer.weight_decay = 0.4
-
   if arg == "short":
     config.num_iterations = 20
     config.evaluation.interval = 0
-    config.lengths.opening_tokens = 11
-    config.learn.play_outcomes = True
-    config.learn.rows.hindsight_play = 20
-    config.learn.rows.openings = 64
-    config.learn.rows.value = 5
 
   if arg == "thinking":
     config.num_iterations = 20
@@ -272,6 +258,10 @@ def get_config(arg=None):
     # Room for three wrong attempts and a right one, or for two short chains.
     config.lengths.reflection_tokens = 128
     config.lengths.thinking_tokens = 180
+    config.learn.play_outcomes = False
+    config.learn.rows.hindsight_play = 51
+    config.learn.rows.openings = 0
+    config.learn.rows.value = 4
     config.regimes.names = ("solutions", "chains")
     config.regimes.max_iterations = 11  # of solutions; chains are last
     config.regimes.patience = 11

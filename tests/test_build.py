@@ -20,7 +20,7 @@ CONFIGS = sorted(
   (pathlib.Path(__file__).resolve().parent.parent / "configs").glob("*.py")
 )
 ARGUMENTS = {
-  "countdown": (None, "smoke", "no_hindsight"),
+  "countdown": (None, "smoke", "no_hindsight", "short", "thinking"),
   "countdown4_small": (None, "smoke", "reflection", "comparing"),
 }
 
