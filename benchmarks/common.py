@@ -35,7 +35,7 @@ _SHAPES = {
   "S8": (8, 128, 4, 4, 32, 352, 512),
   "M": (6, 256, 8, 8, 32, 704, 4096),
   "L": (8, 512, 8, 4, 64, 1408, 32000),
-  "job": (3, 96, 4, 4, 24, 256, 1301),  # of configs/countdown.py
+  "job": (3, 96, 4, 4, 24, 256, 1301),  # of configs/countdown.py:no_hindsight
 }
 _TIED = ("job",)
 SIZES = tuple(_SHAPES)

@@ -68,6 +68,7 @@ TINY_OVERRIDES = [
   "lengths.prompt_tokens=14",
   "lengths.step_tokens=20",
   "lengths.row_tokens=56",
+  "lengths.opening_tokens=14",
   "initialize.rows.random_play=16",
 ]
 # Chains of three numbers of one digit.

@@ -317,7 +317,7 @@ def refusal(config, workdir):
     ),
     ("learn.rows.serch=4", "learn.rows of rl.serch is unknown: rows are"),
     ("learn.rows.policy_gradient=7", "learn.rows of rl has 7 rows, which do"),
-    ("learn.num_microbatches=3", "learn.rows of rl has 64 rows, which do not"),
+    ("learn.num_microbatches=3", "learn.rows of rl has 40 rows, which do not"),
     ("learn.refrence=start", "unknown config field learn.refrence: did you"),
     ("learn.reference=begin", "learn.reference='begin' is unknown; take one"),
     ("learn.rows.pairs=4", "set it to 'start' or 'iteration'"),

@@ -86,8 +86,8 @@ def test_quickstart_runs(tmp_path, monkeypatch):
   cells = {cell.id: cell for cell in notebook.cells}
   assert "on cpu" in printed(cells["install"])
   assert printed(cells["solve"]).strip()
-  assert "Search tree of 3 7 2 = 13" in pictures(cells["tree"])[0]
-  assert "3 7 2 = 13" in printed(cells["tree"])
+  assert "Search tree of 2 3 7 = 13" in pictures(cells["tree"])[0]
+  assert "2 3 7 = 13" in printed(cells["tree"])
   accuracy, tree = pictures(cells["curves"])
   assert "Accuracy against training iterations" in accuracy
   assert ">greedy<" in accuracy
