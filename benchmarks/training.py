@@ -8,7 +8,8 @@
 Forward, loss, backward and AdamW of the same decoder on full rows of random
 tokens. Ours is `make_update`: it has the value's loss, clipping, the moving
 average and the check for finite gradients besides. "job" is the shape of
-configs/countdown.py:no_hindsight. A peer that is not installed is named and left out.
+configs/countdown.py:no_hindsight. A peer that is not installed is named and
+left out.
 """
 
 import functools
