@@ -112,7 +112,7 @@ def test_a_run_is_not_resumed_with_other_texts(folder, tmp_path):
 
 def test_rows_of_texts_mix_with_others_in_both_phases(folder, tmp_path):
   learned = [f"learn.rows.{kind}=2" for kind in ("documents", "instructions")]
-  config = config_of(folder, *learned)
+  config = config_of(folder, *learned, "learn.rows.openings=0")
   parts = build_of(config, tmp_path)
   mix = {"random_play": 16, "documents": 4, "instructions": 8}
   assert check_mix(mix, parts.task, "rows") == 28
@@ -123,7 +123,7 @@ def test_rows_of_texts_mix_with_others_in_both_phases(folder, tmp_path):
   }
   for maker, counts in (
     (parts.initialize_rows, (16, 4, 8)),
-    (parts.regimes["learn"].learn_rows, (64, 2, 2)),
+    (parts.regimes["learn"].learn_rows, (40, 2, 2)),
   ):
     assert isinstance(maker, RowMaker)
     rng = np.random.default_rng(0)
