@@ -234,8 +234,8 @@ def build(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Parts:
       mixes_of(config).items(), (first, *configs.values()), strict=True
     ):
       rows.check_mix(mix, task, label)
-      for count in rows.group_sizes(mix, policy.lengths).values():
-        _check_rows(count, label, changed, mesh)
+      for (_, width), count in rows.group_sizes(mix, policy.lengths).items():
+        _check_rows(count, width, label, changed, mesh)
     for kind in rows.FRESH:
       if first_mix.get(kind):
         raise ValueError(
@@ -425,11 +425,13 @@ def _fault(solution: ScoredSolution, policy: Policy, task: Task) -> str:
   )
 
 
-def _check_rows(count: int, name: str, config: Any, mesh: Mesh) -> None:
+def _check_rows(
+  count: int, width: int, name: str, config: Any, mesh: Mesh
+) -> None:
   ways = mesh_lib.batch_ways(mesh) * config.learn.num_microbatches
   if count % ways:
     raise ValueError(
-      f"{name} has {count} rows, which do not divide over "
+      f"{name} has {count} rows of {width} tokens, which do not divide over "
       f"learn.num_microbatches={config.learn.num_microbatches} x "
       f"{mesh_lib.batch_ways(mesh)} devices: make it "
       f"{(count // ways + 1) * ways}"

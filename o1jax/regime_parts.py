@@ -156,6 +156,15 @@ def make_regimes(
       mesh=mesh,
     )
 
+  asking = [one.learn for one in configs.values() if one.learn.play_outcomes]
+  if asking and not any(
+    learn.rows.get(k) for learn in asking for k in rows.PLAYED
+  ):
+    raise ValueError(
+      "learn.play_outcomes=True is not read without rows of "
+      f"{' or '.join(rows.PLAYED)} in learn.rows: set it to False"
+    )
+
   score_fn = update.make_score(log_probs_of(policy, Objective()), mesh=mesh)
   regimes = {}
   for name, config in configs.items():

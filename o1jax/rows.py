@@ -2,11 +2,11 @@
 
 A mix names kinds of rows and how many of each stand in a batch. Some are
 written by the task (demonstrations), some are what searches found
-(experience). They differ in their weights only (see `LearnerBatch`), and rows
-with judgements, revisions or comparisons, which are long, may stand in a group
-of their own width, so that the others stay cheap. Chains of thought, whose
-lengths differ most, are packed: several of them in a row, as documents are. The
-kinds:
+(experience). They differ in their weights (see `LearnerBatch`) and in width:
+rows with judgements, revisions or comparisons, which are long, and openings,
+which are short, stand in groups of their own widths, so that the others stay
+cheap. Chains of thought, whose lengths differ most, are packed: several of them
+in a row, as documents are. The kinds:
 
   random_play     demonstrations: legal play, target independent of the play
   consequences    the same, learned only where a step follows from its choice:
@@ -202,8 +202,9 @@ class RowMaker:
     at its last token, where it does not depend on who plays.
 
     Raises:
-      ValueError: rows with judgements, revisions or problems are longer than
-        the config's lengths give them room for.
+      ValueError: rows with judgements, revisions or problems, or openings, are
+        longer than the config's lengths give them room for, or the tokenizer
+        does not show where openings end.
     """
     self._policy = policy
     self._task = task
@@ -322,7 +323,13 @@ class RowMaker:
       )
     prompts, entries = encoded
     if kind == "openings":
-      entries = map(self._opening, entries)
+      entries = list(map(self._opening, entries))
+      if not all(len(entry.tokens) for entry in entries):
+        raise ValueError(
+          "the tokenizer has no piece with the mark "
+          f"{self._task.consequence_mark!r} behind which rows of openings end: "
+          "set rows.openings to 0"
+        )
     rows = zip(prompts, entries, strict=True)
     longest = max(len(prompt) + len(entry.tokens) for prompt, entry in rows)
     lengths = self._policy.lengths

@@ -316,8 +316,11 @@ def refusal(config, workdir):
       )
     ),
     ("learn.rows.serch=4", "learn.rows of rl.serch is unknown: rows are"),
-    ("learn.rows.policy_gradient=7", "learn.rows of rl has 7 rows, which do"),
-    ("learn.num_microbatches=3", "learn.rows of rl has 40 rows, which do not"),
+    (
+      "learn.rows.policy_gradient=7",
+      "learn.rows of rl has 7 rows of 56 tokens",
+    ),
+    ("learn.num_microbatches=3", "learn.rows of rl has 40 rows of 56 tokens"),
     ("learn.refrence=start", "unknown config field learn.refrence: did you"),
     ("learn.reference=begin", "learn.reference='begin' is unknown; take one"),
     ("learn.rows.pairs=4", "set it to 'start' or 'iteration'"),
@@ -357,6 +360,33 @@ def test_initialization_has_no_rows_of_searches(tmp_path):
     config = tiny_config(f"initialize.rows.{kind}=4")
     words = f"initialize.rows.{kind}: nothing is searched in that phase"
     assert refusal(config, tmp_path).startswith(words)
+
+
+def test_options_of_learning_reach_what_makes_rows_and_moves_weights(tmp_path):
+  mesh = mesh_lib.make_mesh({"data": 2})
+  for asked in (True, False):
+    config = tiny_config(
+      f"learn.play_outcomes={asked}",
+      f"learn.optimizer.name={'muon' if asked else 'adamw'}",
+    )
+    parts = build.build(config, tmp_path, mesh)
+    rng = np.random.default_rng(0)
+    maker = parts.regimes["learn"].learn_rows
+    (whole, openings), _ = maker.batches(rng, parts.experience, 2)
+    assert whole.value_weights.any() == asked
+    assert not openings.value_weights.any()
+    params = jax.eval_shape(parts.policy.network.init, jax.random.key(0))
+    state = jax.eval_shape(parts.optimizer.init, params)
+    steps = jax.make_jaxpr(parts.optimizer.update)(params, state, params)
+    assert ("shard_map" in str(steps)) == asked
+
+
+def test_outcomes_of_play_want_rows_of_play(tmp_path):
+  config = tiny_config(
+    "learn.rows.hindsight_play=0", "learn.rows.consequences=0"
+  )
+  message = refusal(config, tmp_path)
+  assert message.startswith("learn.play_outcomes=True is not read without rows")
 
 
 def test_regimes_have_parts_of_their_own(tmp_path):

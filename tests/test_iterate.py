@@ -408,7 +408,7 @@ def test_a_finished_run_makes_up_for_a_missing_report(undisturbed, tmp_path):
     ("evaluation.batch_size=7", "evaluation.batch_size=7 does not divide"),
     ("initialize.rows.random_play=15", "initialize.rows has 15 rows"),
     ("learn.num_updates=4", "learn.num_updates=4 is not a multiple"),
-    ("mesh.data=3", "initialize.rows has 16 rows, which do not divide over"),
+    ("mesh.data=3", "initialize.rows has 16 rows of 56 tokens, which do not"),
     ("mesh.data=16", "needs 16 devices"),
     ("mesh.num_cpu_devices=3", "3"),
     ("network.num_kv_heads=3", "num_kv_heads=3"),

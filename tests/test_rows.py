@@ -418,7 +418,7 @@ def test_a_long_thought_is_learned_whole_at_the_width_of_reflections():
 
 
 def test_play_teaches_the_value_at_its_end_where_it_is_asked_to():
-  mix = {"hindsight_play": 4, "consequences": 40}
+  mix = {"hindsight_play": 4, "consequences": 20, "random_play": 20}
   maker = RowMaker(tiny_policy(), TASK, mix, play_outcomes=True)
   batches, _ = maker.batches(np.random.default_rng(0), make_experience(), 2)
   plain, _ = make_batches(mix)
@@ -433,6 +433,21 @@ def test_play_teaches_the_value_at_its_end_where_it_is_asked_to():
     wanted = prompt.partition(" = ")[2]
     assert solution.endswith(f"(left: {wanted})") == target
   assert 8 <= targets.sum() < 88
+  # What a solver writes says nothing of play.
+  mix = {"optimal": 4, "search_trace": 4}
+  maker = RowMaker(tiny_policy(), TASK, mix, play_outcomes=True)
+  batches, _ = maker.batches(np.random.default_rng(0), make_experience(), 2)
+  assert not batches.value_weights.any()
+
+
+def test_openings_want_a_tokenizer_that_shows_where_they_end():
+  texts = ["abc", "cab"]
+  tokenizer = train_tokenizer(texts, vocab_size=280, max_number=9)
+  policy = dataclasses.replace(tiny_policy(), tokenizer=tokenizer)
+  lengths = policy.lengths._replace(opening_tokens=60)
+  policy = dataclasses.replace(policy, lengths=lengths)
+  with pytest.raises(ValueError, match="no piece with the mark ' = '"):
+    RowMaker(policy, TASK, {"openings": 2})
 
 
 def test_openings_that_do_not_fit_are_refused():

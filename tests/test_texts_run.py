@@ -167,7 +167,7 @@ def test_the_tokenizer_sees_the_texts(folder, tmp_path):
     ("texts.instructions=none.jsonl", "none.jsonl cannot be read (No such"),
     ("initialize.rows.documents=0", "is not read without such rows: set initi"),
     ("initialize.rows.instructions=0", "is not read without such rows: set i"),
-    ("initialize.rows.documents=3", "initialize.rows has 3 rows, which do not"),
+    ("initialize.rows.documents=3", "initialize.rows has 3 rows of 64 tokens"),
     ("texts.label_noise=1.0", "texts.label_noise=1.0 is not in [0, 1)"),
     ("texts.diversity=0.0", "texts.diversity=0.0 is not in (0, 1]"),
     ("texts.diversty=0.5", "unknown config field texts.diversty: did you mean"),

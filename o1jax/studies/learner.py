@@ -13,7 +13,11 @@ from o1jax.learning.update import TrainState
 # Of the compiled program.
 UPDATES_PER_CALL = 10
 # What holds where no change says otherwise.
-_PLAIN = ("learn.reference=none", "learn.learning_rate_scale=1.0")
+_PLAIN = (
+  "learn.reference=none",
+  "learn.learning_rate_scale=1.0",
+  "learn.play_outcomes=False",
+)
 
 
 def changed_config(config: Any, changes: Sequence[str]) -> Any:

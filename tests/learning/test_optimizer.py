@@ -220,9 +220,33 @@ def test_muon_moves_alike_where_devices_share_its_matrices(num_devices):
       for extra in ({}, {"mesh": mesh})
     )
     params = jax.device_put(params, meshes.params_sharding(params, mesh))
+    # Weights are about 1, and round-off is of their size where they cancel.
     chex.assert_trees_all_close(
-      run(shared, params, gradients), run(plain, params, gradients), rtol=1e-4
+      run(shared, params, gradients),
+      run(plain, params, gradients),
+      rtol=1e-4,
+      atol=1e-5,
     )
+    assert is_shared_out(shared, params) == (num_devices > 1)
+    assert not is_shared_out(plain, params)
+
+
+@pytest.mark.parametrize("axis", ["fsdp", "tensor"])
+def test_muons_matrices_are_not_shared_out_where_weights_are_split(axis):
+  mesh = meshes.make_mesh({"data": 2, axis: 2})
+  optimizer = optimizers.make_optimizer(
+    name="muon", learning_rate=0.1, mesh=mesh
+  )
+  params = {"trunk": {"layer_0": {"qkv": {"kernel": jnp.zeros((8, 24))}}}}
+  assert not is_shared_out(optimizer, params)
+
+
+def is_shared_out(optimizer, params):
+  """Whether devices move matrices of their own."""
+  state = jax.eval_shape(optimizer.init, params)
+  return "shard_map" in str(
+    jax.make_jaxpr(optimizer.update)(params, state, params)
+  )
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 3, 9])
