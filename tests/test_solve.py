@@ -64,7 +64,8 @@ def test_the_command_shows_reasoning_tree_and_answer():
   steps, tree, answer, spent = done.stdout.split("\n\n")
   assert steps.startswith("steps, as the search proposes them:\n")
   assert "(left: " in steps
-  assert tree.startswith("tree:\n") and "3 7 2 = 13" in tree
+  # Prompts of this policy have their numbers in order.
+  assert tree.startswith("tree:\n") and "2 3 7 = 13" in tree
   head, *lines = answer.split("\n")
   assert head == f"answer ({solved()[0].verdict.reason}):"
   assert "\n".join(lines) == solved()[0].text
@@ -113,7 +114,7 @@ def test_problems_that_cannot_be_solved_end_with_one_line():
     (
       "3 7 2 1 = 13",
       "low",
-      f"{LEARNED}: this policy cannot solve '3 7 2 1 = 13'",
+      f"{LEARNED}: this policy cannot solve '1 2 3 7 = 13'",
     ),
     ("3 10 = 13", "low", LEARNED),
     ("3 7 25 = 46", "low", LEARNED),
