@@ -327,7 +327,7 @@ class RowMaker:
       if not all(len(entry.tokens) for entry in entries):
         raise ValueError(
           "the tokenizer has no piece with the mark "
-          f"{self._task.consequence_mark!r} behind which rows of openings end: "
+          f"{self._task.consequence_mark!r} before which rows of openings end: "
           "set rows.openings to 0"
         )
     rows = zip(prompts, entries, strict=True)
